@@ -1,0 +1,1 @@
+"""The daemon that runs beside one Ollama: `python -m agent`."""

@@ -1,0 +1,412 @@
+"""What can happen to the coordinator, and what it wants done about it.
+
+A vocabulary, no decisions. Shells turn the world into events and effects into deeds; `core.router` is the only one in between.
+An event carries facts, never opinions; an effect is complete in itself: a shell needs no other state to carry it out.
+Ids and wall times are made by shells (the core has neither dice nor calendar).
+
+The life of a request (both edges):
+
+    RequestCame ──► Forward | Wait | Refuse
+    Wait        ──► later Forward | Refuse, at the request's desk
+    Forward     ──► the shell tries the node: FirstByte once, then Settled; or, before any byte reached the client,
+                    AttemptEnded ──► Forward (another node) | Wait | PassOn | Refuse
+    Cut         ──► at any time: this attempt's node is gone; stop waiting for it, and say AttemptEnded (or end in-band)
+    Settled     exactly once per RequestCame, whatever happened
+"""
+
+import enum
+from typing import Any, TypeAlias
+
+import msgspec
+
+from core.messages import AgentSettings, Heartbeat, Metrics, Registration
+from core.units import AgentId, LeaseId, RequestId, UnixMs
+
+
+class Protocol(enum.Enum):
+    """Whose manners a route has: error envelopes and stream ends go by it."""
+
+    NATIVE = "native"
+    OPENAI = "openai"
+    RESPONSES = "responses"
+    ANTHROPIC = "anthropic"
+
+
+class Route(enum.Enum):
+    """A route that is forwarded to a node. The value is the `request_type` of the record."""
+
+    CHAT = "chat"
+    GENERATE = "generate"
+    EMBED = "embed"
+    EMBEDDINGS = "embeddings"
+    SHOW = "show"
+    V1_CHAT = "v1_chat"
+    V1_COMPLETIONS = "v1_completions"
+    V1_EMBEDDINGS = "v1_embeddings"
+    V1_MODEL = "v1_model"
+    V1_RESPONSES = "v1_responses"
+    V1_MESSAGES = "v1_messages"
+    V1_TRANSCRIPTIONS = "v1_transcriptions"
+
+    @property
+    def protocol(self) -> Protocol:
+        return _PROTOCOLS.get(self, Protocol.NATIVE if not self.value.startswith("v1_") else Protocol.OPENAI)
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether a node needs the model in memory for it."""
+        return self not in (Route.SHOW, Route.V1_MODEL)
+
+    @property
+    def streams_by_default(self) -> bool:
+        """What an absent `stream` means."""
+        return self in (Route.CHAT, Route.GENERATE)
+
+
+_PROTOCOLS = {Route.V1_RESPONSES: Protocol.RESPONSES, Route.V1_MESSAGES: Protocol.ANTHROPIC}
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node is reached. `gateway`: an agent's own port, which wants its credential; else a bare Ollama."""
+
+    host: str
+    port: int
+    gateway: bool = False
+    base_path: str = ""
+    tls: bool = False
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node said about its work in the final chunk; durations in nanoseconds, 0 when not told."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    total_ns: int = 0
+    load_ns: int = 0
+    prompt_ns: int = 0
+    eval_ns: int = 0
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to have one request in flight on one node."""
+
+    id: LeaseId
+    request_id: RequestId
+    agent_id: AgentId
+    agent_name: str
+    upstream: Upstream
+    attempt: int
+    """1 for the first try of a request."""
+
+
+# ---------------------------------------------------------------- events: requests
+
+
+class RequestCame(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's request was read whole.
+
+    `model` is the client's spelling; None when the body has none that can be read: any ready node will do, its error is Ollama's own.
+    """
+
+    request_id: RequestId
+    route: Route
+    model: str | None
+    client: str = ""
+    """Fairness key: an API key's id, a trusted proxy's user, else the address."""
+    stream: bool = False
+    runner_options: str = ""
+    """The options that make Ollama reload (`num_ctx`, ...), canonical text; "" when none is set."""
+    input_tokens: int = 0
+    """Estimate: prompt bytes / 4."""
+    output_limit: int | None = None
+    """`num_predict` / `max_tokens`, when given and not negative."""
+    constrained: bool = False
+    """Tools or a format: may rightly be silent until the end."""
+    load_only: bool = False
+    """Empty prompt: Ollama only loads (or unloads) the model."""
+    unload: bool = False
+    """`load_only` with `keep_alive` 0."""
+    excluded: tuple[AgentId, ...] = ()
+    """Nodes that were tried already, by an edge that asks anew (nginx)."""
+
+
+class FirstByte(msgspec.Struct, frozen=True, kw_only=True):
+    """The first body byte of a good answer is here: from now on the client sees this attempt."""
+
+    request_id: RequestId
+
+
+class Failure(enum.Enum):
+    """How an attempt ended before the client saw a byte of it."""
+
+    REFUSED = "refused"
+    """No connection could be made: refused, unreachable, or none within the dial limit."""
+    NOT_TAKEN = "not_taken"
+    """The connection broke before the request was sent whole: the node cannot have worked on it."""
+    DIED = "died"
+    """End or reset after the request was taken, no complete answer."""
+    ANSWERED = "answered"
+    """The node answered with a status of 400 or more: `status` and `text` say which."""
+    EMPTY = "empty"
+    """Status 200 and not one body byte."""
+    BLANK = "blank"
+    """A whole answer made of nothing (year 0001, no model)."""
+    INCOMPLETE = "incomplete"
+    """A whole answer that says `"done":false` itself."""
+    GARBLED = "garbled"
+    """Not HTTP, or framing that cannot be."""
+    VANISHED = "vanished"
+    """The router said `Cut`."""
+    TIMEOUT = "timeout"
+    """A first-token or stall limit that the operator set has passed."""
+
+
+class AttemptEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """The current attempt failed before the client saw a byte. Releases its lease."""
+
+    request_id: RequestId
+    failure: Failure
+    status: int = 0
+    text: str = ""
+    """The node's error text, or the failure in words (4 KB at most)."""
+    repeat_guard: bool = False
+    """INCOMPLETE that ends in the repeat guard's equal tokens: the node is healthy."""
+
+
+class Ending(enum.Enum):
+    """How a request ended for its client; the value is the record's `status`."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """The request is over; its lease, if any lives, is released."""
+
+    request_id: RequestId
+    ending: Ending
+    status: int = 0
+    """HTTP status the client got; 0 when none was sent."""
+    message: str = ""
+    node_fault: Failure | None = None
+    """Set when a cut after the first byte was the node's doing."""
+    usage: Usage | None = None
+    body_bytes: int = 0
+    chunks: int = 0
+
+
+class Pulse(msgspec.Struct, frozen=True, kw_only=True):
+    """Every `pulse_s` from a shell: the requests it still works on (their leases are renewed), the nodes it got bytes from since."""
+
+    requests: tuple[RequestId, ...] = ()
+    heard: tuple[AgentId, ...] = ()
+
+
+# ---------------------------------------------------------------- events: nodes
+
+
+class AgentRegistered(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent introduces itself. `new_id` and `code` are used only if it is new or strange."""
+
+    registration: Registration
+    new_id: AgentId
+    code: str
+    trusted: bool
+    """Loopback, or a valid join token; otherwise it waits for approval."""
+    gpu_exempt: bool
+    """`ROUTER_REQUIRE_GPU` does not apply."""
+    upstream: Upstream
+    """Checked by the shell's access rules."""
+    now_unix: UnixMs
+
+
+class HeartbeatCame(msgspec.Struct, frozen=True, kw_only=True):
+    heartbeat: Heartbeat
+    now_unix: UnixMs
+
+
+class MetricsCame(msgspec.Struct, frozen=True, kw_only=True):
+    agent_id: AgentId
+    metrics: Metrics
+    now_unix: UnixMs
+
+
+class BackendAdded(msgspec.Struct, frozen=True, kw_only=True):
+    """A node without an agent; it is polled."""
+
+    agent_id: AgentId
+    name: str
+    upstream: Upstream
+    slots: int | None = None
+    now_unix: UnixMs
+
+
+class NodePolled(msgspec.Struct, frozen=True, kw_only=True):
+    """An agentless node answered. Only the parts that were asked for are set; rows are Ollama's own."""
+
+    agent_id: AgentId
+    version: str | None = None
+    installed: list[Any] | None = None
+    loaded: list[Any] | None = None
+    alive: bool = True
+    """False for what came from `/api/ps`, which is never a sign of life or death."""
+    now_unix: UnixMs
+
+
+class NodeSilent(msgspec.Struct, frozen=True, kw_only=True):
+    """A full check of an agentless node failed. `refused`: no connection could be made, so it is offline at once."""
+
+    agent_id: AgentId
+    refused: bool
+
+
+class SettingsChanged(msgspec.Struct, frozen=True, kw_only=True):
+    agent_id: AgentId
+    settings: AgentSettings
+
+
+class Command(enum.Enum):
+    """What an admin, or the agent itself when it stops, may order."""
+
+    DRAIN = "drain"
+    CONNECT = "connect"
+    DISCONNECT = "disconnect"
+    DISCONNECT_NOW = "disconnect_now"
+    DELETE = "delete"
+    APPROVE = "approve"
+
+
+class AgentCommanded(msgspec.Struct, frozen=True, kw_only=True):
+    agent_id: AgentId
+    command: Command
+
+
+# ---------------------------------------------------------------- effects: requests
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """Send the request to this node now."""
+
+    request_id: RequestId
+    lease: Lease
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the request: it stands in the queue, `position` from 1. A Forward or Refuse will come."""
+
+    request_id: RequestId
+    position: int
+    why: str
+
+
+class Refuse(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer with the router's own error, in the route's envelope."""
+
+    request_id: RequestId
+    status: int
+    text: str
+    retry_after_s: int | None = None
+
+
+class PassOn(msgspec.Struct, frozen=True, kw_only=True):
+    """Nobody is left to try (or nobody else would do better): give the client the last node's own answer as it came."""
+
+    request_id: RequestId
+    retry_after_s: int | None = None
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """The node of this request's attempt is gone, or was ordered away: give the attempt up."""
+
+    request_id: RequestId
+    reason: str
+
+
+# ---------------------------------------------------------------- effects: nodes and the rest
+
+
+class Registered(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `AgentRegistered`. `status`: `registered` (new), `updated`, `pending`."""
+
+    agent_id: AgentId
+    status: str
+    code: str | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to a heartbeat, metrics, settings or command that was taken."""
+
+    agent_id: AgentId
+    status: str = "ok"
+    send_inventory: bool = False
+
+
+class Declined(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to an event about an agent that cannot be taken: unknown id (404), no GPU (403), conflict (409), full (503)."""
+
+    status: int
+    text: str
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask this agentless node everything, now."""
+
+    agent_id: AgentId
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """A line for the log. `event` is a constant phrase, what varies is in `fields`."""
+
+    level: str
+    event: str
+    fields: dict[str, Any] = {}
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    """Add to a counter of `/metrics`."""
+
+    name: str
+    labels: dict[str, str] = {}
+    by: int = 1
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try of a recorded request."""
+
+    agent_id: AgentId
+    agent_name: str
+    outcome: str
+    duration_ms: float
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What history keeps of a request, bodies apart (contract 6)."""
+
+    request_id: RequestId
+    route: Route
+    model: str | None
+    client: str
+    agent_id: AgentId | None
+    agent_name: str | None
+    ending: Ending
+    message: str
+    status: int
+    duration_ms: float
+    queue_ms: float
+    ttft_ms: float | None
+    predicted_start_ms: float | None
+    usage: Usage | None
+    attempts: tuple[Attempt, ...]
+    body_bytes: int
+    chunks: int
+
+
+Event: TypeAlias = (
+    RequestCame | FirstByte | AttemptEnded | Settled | Pulse
+    | AgentRegistered | HeartbeatCame | MetricsCame | BackendAdded | NodePolled | NodeSilent | SettingsChanged | AgentCommanded
+)  # fmt: skip
+
+RequestEffect: TypeAlias = Forward | Wait | Refuse | PassOn | Cut
+Effect: TypeAlias = RequestEffect | Registered | Accepted | Declined | Probe | Note | Count | Record

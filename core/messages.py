@@ -1,0 +1,189 @@
+"""What coordinator and agent say to each other: one struct per message, one decoder, one encoder.
+
+Decides what a well-formed message is, never what to do about it. The seed's fields keep the seed's names; all that contract 3 adds
+is optional, so an older agent is understood. Invariant: `decode(any bytes, T)` is a `T` or a `RemoteError`, nothing else.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+
+from core.errors import RemoteError
+
+PROTOCOL_VERSION = 1
+
+T = TypeVar("T")
+
+
+class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of GPU in a machine. `memory` is bytes of one device, when known."""
+
+    model: str
+    count: int = 1
+    memory: int | None = None
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /api/agents`. `boot` only grows; with `instance_id` it names one run of one agent."""
+
+    machine_name: str
+    ip_address: str
+    ollama_version: str
+    ollama_port: int
+    gpu_available: bool
+    gpu_devices: list[GpuDevice] = []
+    agent_api_port: int | None = None
+    """Where the gateway listens; None: no gateway, the node is reached at `ip_address:ollama_port`."""
+    agent_version: str | None = None
+    slots: int | None = None
+    """`OLLAMA_NUM_PARALLEL`, when the agent knows it."""
+    instance_id: str | None = None
+    boot: int = 0
+    gpu_count: int | None = None
+    gpu_model: str | None = None
+    simulated: bool = False
+    protocol: int = PROTOCOL_VERSION
+
+
+class RegistrationAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """201 `registered`, 200 `updated`, 202 `pending` (with the `code` that an admin approves)."""
+
+    agent_id: str
+    status: str
+    agent_token: str | None = None
+    gateway_credential: str | None = None
+    """What the coordinator will show to this agent's gateway."""
+    code: str | None = None
+    auto_distributed_model: str | None = None
+    download_task_id: str | None = None
+    heartbeat_interval_s: float | None = None
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /api/health`. Percentages 0-100. Rows of models are Ollama's own, from `/api/tags` and `/api/ps`."""
+
+    agent_id: str
+    cpu_usage: float
+    memory_usage: float
+    active_requests: int = 0
+    gpu_usage: float | None = None
+    gpu_memory_usage: float | None = None
+    gpu_memory_total_mb: float | None = None
+    gpu_memory_used_mb: float | None = None
+    gpu_temperature: float | None = None
+    gpu_model_name: str | None = None
+    gpu_compute_capability: str | None = None
+    average_response_time_ms: float | None = None
+    loaded_models: list[Any] | None = None
+    """`/api/ps` rows (or bare names, from older agents); None: unchanged."""
+    installed_models: list[Any] | None = None
+    """`/api/tags` rows (or bare names); None: unchanged."""
+    in_flight: list[str] | None = None
+    """Ids (`X-Request-Id`) of requests inside the gateway; None: not counted."""
+    ollama_ok: bool = True
+    """Whether the local Ollama answers."""
+    ollama_version: str | None = None
+    slots: int | None = None
+    draining: bool = False
+    boot: int = 0
+    sequence: int = 0
+
+
+class HeartbeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`status`: `ok`, or `pending` while an admin has not approved the agent yet."""
+
+    status: str = "ok"
+    agent_token: str | None = None
+    gateway_credential: str | None = None
+    send_inventory: bool = False
+    """The coordinator lacks this node's model lists: the next heartbeat must carry them."""
+    tasks: list[Any] = []
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /api/agents/:id/metrics` (seed)."""
+
+    cpu_usage: float
+    memory_usage: float
+    active_requests: int = 0
+    avg_response_time_ms: float | None = None
+    agent_id: str | None = None
+    timestamp: str | None = None
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`PUT /api/agents/:id/settings`: absent leaves as is, null clears (contract 3)."""
+
+    custom_name: str | msgspec.UnsetType | None = msgspec.UNSET
+    tags: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+    notes: str | msgspec.UnsetType | None = msgspec.UNSET
+    weight: float | msgspec.UnsetType | None = msgspec.UNSET
+    max_concurrent: int | msgspec.UnsetType | None = msgspec.UNSET
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The message as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """`data` as a `kind`, its values checked.
+
+    Raises:
+        RemoteError: status 400 when it is not JSON of that form (the text names the field), 422 when a value is impossible.
+    """
+    try:
+        message = msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise RemoteError(f"the request body does not fit: {error}", status=400) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise RemoteError("the request body is not valid JSON", status=400) from None
+    _check(message)
+    return message
+
+
+_PERCENT = ("cpu_usage", "memory_usage", "gpu_usage", "gpu_memory_usage")
+_NOT_NEGATIVE = (
+    "active_requests", "gpu_memory_total_mb", "gpu_memory_used_mb", "average_response_time_ms", "avg_response_time_ms", "boot", "sequence",
+)  # fmt: skip
+
+
+def _check(message: object) -> None:
+    """Values that JSON allows and the world does not."""
+    for name in _PERCENT:
+        value = getattr(message, name, None)
+        if value is not None and not 0 <= value <= 100:
+            raise RemoteError(f"{name} must be between 0 and 100, not {value}", status=422)
+    for name in _NOT_NEGATIVE:
+        value = getattr(message, name, None)
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            raise RemoteError(f"{name} must not be negative, not {value}", status=422)
+    if isinstance(message, Registration):
+        _check_registration(message)
+    if isinstance(message, AgentSettings):
+        _check_settings(message)
+
+
+def _check_registration(message: Registration) -> None:
+    if not message.machine_name.strip() or len(message.machine_name) > 255:
+        raise RemoteError("machine_name must have 1 to 255 characters", status=400)
+    for name in ("ollama_port", "agent_api_port"):
+        port = getattr(message, name)
+        if port is not None and not 1 <= port <= 65535:
+            raise RemoteError(f"{name} must be a port from 1 to 65535, not {port}", status=422)
+    if message.slots is not None and not 1 <= message.slots <= 1024:
+        raise RemoteError(f"slots must be between 1 and 1024, not {message.slots}", status=422)
+
+
+def _check_settings(message: AgentSettings) -> None:
+    if isinstance(message.custom_name, str) and len(message.custom_name) > 100:
+        raise RemoteError("custom_name may have 100 characters at most")
+    if isinstance(message.notes, str) and len(message.notes) > 2000:
+        raise RemoteError("notes may have 2000 characters at most")
+    if isinstance(message.tags, list) and (len(message.tags) > 20 or any(len(tag) > 50 or not tag.strip() for tag in message.tags)):
+        raise RemoteError("tags may be 20 at most, of 1 to 50 characters each")
+    if isinstance(message.weight, (int, float)) and not (0.01 <= message.weight <= 100):
+        raise RemoteError("weight must be between 0.01 and 100")
+    if isinstance(message.max_concurrent, int) and not 1 <= message.max_concurrent <= 10_000:
+        raise RemoteError("max_concurrent must be between 1 and 10000")

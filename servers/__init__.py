@@ -1,0 +1,1 @@
+"""The coordinator: `python -m servers`."""
