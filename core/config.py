@@ -88,7 +88,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"LOAD_BALANCER_MODE must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and not (value > 0 or name == "retries_budgeted" and value == 0):
+            if isinstance(value, (int, float)) and not (value > 0 or (name == "retries_budgeted" and value == 0)):
                 raise ConfigError(f"{name} must be above 0, not {value}")
         if self.pulse_s * 2 >= self.lease_ttl_s:
             raise ConfigError("lease_ttl_s must be more than twice pulse_s, or a late pulse would end living leases")
