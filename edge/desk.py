@@ -1,0 +1,78 @@
+"""Where the router's effects for one live request are left for the task that serves it.
+
+Decides nothing. `put` is sync, so that a decision made on behalf of another request never waits for this one; the order of effects
+is kept. A `Cut` is not queued: it cancels the attempt that is running, and says why.
+"""
+
+from collections import deque
+from typing import Protocol
+
+import trio
+
+from core.errors import LocalError
+from core.events import Cut, Effect, Event, Forward, PassOn, Refuse, RequestEffect, Wait
+from core.units import RequestId
+
+Answer = Forward | Wait | Refuse | PassOn
+
+
+class Desk:
+    """One per live request."""
+
+    __slots__ = ("_answers", "_arrived", "_attempt", "cut_reason", "request_id")
+
+    def __init__(self, request_id: RequestId) -> None:
+        self.request_id = request_id
+        self.cut_reason: str | None = None
+        self._answers: deque[Answer] = deque()
+        self._arrived: trio.Event | None = None
+        self._attempt: trio.CancelScope | None = None
+
+    def put(self, effect: RequestEffect) -> None:
+        """Leave `effect` here; called by the driver."""
+        if isinstance(effect, Cut):
+            if self._attempt is not None:
+                self.cut_reason = effect.reason
+                self._attempt.cancel()
+            return
+        self._answers.append(effect)
+        if self._arrived is not None:
+            self._arrived.set()
+
+    def take_nowait(self) -> Answer | None:
+        """The oldest effect not yet taken, or None."""
+        return self._answers.popleft() if self._answers else None
+
+    async def take(self) -> Answer:
+        """The oldest effect not yet taken; waits for one."""
+        while not self._answers:
+            if self._arrived is not None:
+                raise LocalError("two tasks wait at one desk")
+            self._arrived = trio.Event()
+            try:
+                await self._arrived.wait()
+            finally:
+                self._arrived = None
+        return self._answers.popleft()
+
+    def begin(self, attempt: trio.CancelScope) -> None:
+        """From now on a Cut cancels `attempt`."""
+        self.cut_reason = None
+        self._attempt = attempt
+
+    def end(self) -> None:
+        """The attempt is over; a Cut that comes now is about something already known."""
+        self._attempt = None
+
+
+class Decider(Protocol):
+    """What the edge needs of the driver above it."""
+
+    def apply(self, event: Event) -> list[Effect]:
+        """Tell the router; carry out what it wants, leave request effects at their desks, return the rest."""
+
+    def open_desk(self, request_id: RequestId) -> Desk:
+        """A desk for a request that is about to come."""
+
+    def close_desk(self, request_id: RequestId) -> None:
+        """The request is settled; effects that still come for it are dropped."""
