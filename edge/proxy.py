@@ -1,0 +1,412 @@
+"""One request of a client, top to bottom: ask the router, send, relay, try elsewhere, settle.
+
+Decides nothing about nodes: each turn of `_serve` carries out one effect of the router. Knows no policy, no registry, no history.
+Invariants: `Settled` is applied exactly once per `RequestCame`, whatever happens; no attempt begins after a byte of an answer went to
+the client; a client that leaves closes the node's connection at once; an answer that the node did not end properly never ends
+properly for the client.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from core.events import (
+    AttemptEnded,
+    Ending,
+    Failure,
+    FirstByte,
+    Forward,
+    Lease,
+    PassOn,
+    Protocol,
+    Pulse,
+    Refuse,
+    RequestCame,
+    Route,
+    Settled,
+    Upstream,
+    Wait,
+)
+from core.units import AgentId, RequestId
+from edge.body import Body, BodyBudget, BodyFacts, inspect, inspect_async, read_body
+from edge.desk import Decider, Desk
+from edge.headers import error_body, request_head, response_head, simple_response
+from edge.pool import DialFailed, Pool
+from edge.relay import Failed, Good, Kept, Poured, end_badly, open_answer, pour
+from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead, UpstreamConnection, UpstreamCut
+
+STALE_WITHIN_S: Final = 1.0
+"""A re-used connection that breaks this soon after a request, without a byte, was closed by the node before it saw the request."""
+
+INSPECT_INLINE_BYTES: Final = 256 * 1024
+"""Larger bodies are looked into by a worker thread, so that the loop never stands still for 2 ms."""
+
+CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyOptions:
+    """Limits of one proxy; None: no limit."""
+
+    answer_hold_bytes: int
+    first_token_timeout_s: float | None = None
+    stall_timeout_s: float | None = None
+
+
+class _Live:
+    """A request that is being served, as the pulse sees it."""
+
+    __slots__ = ("agent_id", "heard_at", "last_progress", "request_id", "scope", "stalled", "upstream")
+
+    def __init__(self, request_id: RequestId) -> None:
+        self.request_id = request_id
+        self.agent_id: AgentId | None = None
+        self.upstream: UpstreamConnection | None = None
+        self.scope: trio.CancelScope | None = None
+        self.last_progress = 0
+        self.heard_at = 0.0
+        self.stalled = False
+
+
+class _Ended(Exception):
+    """The client has its answer, or its error; carries what to settle with."""
+
+    def __init__(self, settled: Settled) -> None:
+        self.settled = settled
+
+
+class Proxy:
+    """Serves the forwarded routes of one coordinator; one instance for all connections."""
+
+    def __init__(
+        self,
+        decider: Decider,
+        pool: Pool,
+        *,
+        budget: BodyBudget,
+        options: ProxyOptions,
+        new_id: Callable[[], RequestId],
+        credential_of: Callable[[AgentId], bytes | None],
+        client_of: Callable[[ClientConnection, RequestHead], str] = lambda conn, _: conn.peer_host,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._decider = decider
+        self._pool = pool
+        self._budget = budget
+        self._options = options
+        self._new_id = new_id
+        self._credential_of = credential_of
+        self._client_of = client_of
+        self._clock = clock
+        self._live: dict[RequestId, _Live] = {}
+
+    def pulse(self) -> Pulse:
+        """What is still worked on, and which nodes were heard since the last call. Also ends attempts that stalled too long."""
+        heard: dict[AgentId, None] = {}
+        now = self._clock()
+        for live in self._live.values():
+            if live.upstream is None or live.agent_id is None:
+                continue
+            progress = live.upstream.bytes_received
+            if progress != live.last_progress:
+                live.last_progress, live.heard_at = progress, now
+                heard[live.agent_id] = None
+            elif self._options.stall_timeout_s and progress and now - live.heard_at > self._options.stall_timeout_s and live.scope:
+                live.stalled = True
+                live.scope.cancel()
+        return Pulse(requests=tuple(self._live), heard=tuple(heard))
+
+    async def serve(self, conn: ClientConnection, head: RequestHead, route: Route) -> None:
+        """Answer one request.
+
+        Raises:
+            HttpError: the request itself cannot be read; nothing was sent.
+            ClientGone: the client left; nothing is owed.
+        """
+        body = await read_body(conn, head, self._budget)
+        try:
+            facts = await self._facts(head, route, body)
+            await self._serve(conn, head, route, body, facts)
+        finally:
+            body.close()
+
+    async def _facts(self, head: RequestHead, route: Route, body: Body) -> BodyFacts:
+        if route is Route.V1_MODEL:
+            return BodyFacts(model=head.path.rpartition("/")[2])
+        content_type = head.fields.get(b"content-type", b"")
+        if body.data is not None and len(body.data) <= INSPECT_INLINE_BYTES:
+            return inspect(route, body.data, content_type=content_type)
+        return await inspect_async(route, body, content_type=content_type)
+
+    async def _serve(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, facts: BodyFacts) -> None:
+        request_id = self._new_id()
+        desk = self._decider.open_desk(request_id)
+        live = self._live[request_id] = _Live(request_id)
+        settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
+        try:
+            self._decider.apply(
+                RequestCame(
+                    request_id=request_id,
+                    route=route,
+                    model=facts.model,
+                    client=self._client_of(conn, head),
+                    stream=facts.stream,
+                    runner_options=facts.runner_options,
+                    input_tokens=facts.input_tokens,
+                    output_limit=facts.output_limit,
+                    constrained=facts.constrained,
+                    load_only=facts.load_only,
+                    unload=facts.unload,
+                )
+            )
+            one = _One(self, conn, head, route, body, facts.stream, desk, live)
+            settled = await one.run()
+        finally:
+            del self._live[request_id]
+            self._decider.apply(settled)
+            self._decider.close_desk(request_id)
+
+
+class _One:
+    """The state of one request between its attempts."""
+
+    __slots__ = ("body", "conn", "desk", "head", "kept", "live", "proxy", "request_id", "route", "stream")
+
+    def __init__(
+        self, proxy: Proxy, conn: ClientConnection, head: RequestHead, route: Route, body: Body, stream: bool, desk: Desk, live: _Live
+    ) -> None:
+        self.proxy = proxy
+        self.conn = conn
+        self.head = head
+        self.route = route
+        self.body = body
+        self.stream = stream
+        self.desk = desk
+        self.live = live
+        self.request_id = desk.request_id
+        self.kept: tuple[Kept, str] | None = None
+        """The last node's own error answer, and that node's name."""
+
+    async def run(self) -> Settled:
+        """Carry out effect after effect until the client has its answer."""
+        try:
+            while True:
+                effect = self.desk.take_nowait()
+                if effect is None or isinstance(effect, Wait):
+                    effect = await self._wait()
+                match effect:
+                    case Forward(lease=lease):
+                        await self._attempt(lease)
+                    case PassOn():
+                        return await self._pass_on(effect)
+                    case Refuse():
+                        return await self._refuse(effect)
+                    case Wait():
+                        continue
+        except _Ended as ended:
+            return ended.settled
+        except ClientGone:
+            self.conn.must_close = True
+            return Settled(request_id=self.request_id, ending=Ending.CANCELLED, status=499, message="the client left")
+
+    async def _wait(self) -> Forward | Wait | PassOn | Refuse:
+        """The next effect; a client that leaves meanwhile ends the request."""
+        with trio.CancelScope() as scope:
+            self.conn.begin(scope)
+            try:
+                return await self.desk.take()
+            finally:
+                self.conn.end()
+        raise ClientGone
+
+    # ------------------------------------------------------------ attempts
+
+    async def _attempt(self, lease: Lease) -> None:
+        """Try one node. Returns when another effect is to be carried out; raises `_Ended` when the client has its answer."""
+        good: Good | None = None
+        upstream: UpstreamConnection | None = None
+        failed: Failed | None = None
+        live, options = self.live, self.proxy._options
+        with trio.CancelScope() as scope:
+            live.agent_id, live.scope, live.stalled = lease.agent_id, scope, False
+            self.conn.begin(scope)
+            self.desk.begin(scope)
+            if options.first_token_timeout_s:
+                scope.deadline = trio.current_time() + options.first_token_timeout_s
+            try:
+                upstream, opened = await self._open(lease)
+                if isinstance(opened, Failed):
+                    failed = opened
+                else:
+                    good = opened
+                    scope.deadline = float("inf")
+                    self.proxy._decider.apply(FirstByte(request_id=self.request_id))
+                    poured = await pour(good, upstream, self.conn, head_bytes=self._head_bytes(good, lease), route=self.route)
+                    self._give_back(upstream)
+                    raise _Ended(self._settled(good, poured))
+            finally:
+                self.desk.end()
+                self.conn.end()
+                live.upstream = live.scope = None
+                if upstream is not None and not upstream.reusable:
+                    upstream.close()
+        if failed is not None:
+            self._give_back(upstream)
+            self._keep(failed, lease)
+            self._attempt_ended(failed.failure, failed.status, failed.text, failed.repeat_guard)
+            return
+        await self._interrupted(good, upstream)
+
+    async def _interrupted(self, good: Good | None, upstream: UpstreamConnection | None) -> None:
+        """The attempt's scope was cancelled: by the client's leaving, by the router, or by a limit."""
+        if upstream is not None:
+            upstream.close()
+        if self.conn.gone:
+            raise ClientGone
+        failure, why = Failure.TIMEOUT, "the node gave no token within the configured limit"
+        if self.desk.cut_reason is not None:
+            failure, why = Failure.VANISHED, self.desk.cut_reason
+        elif self.live.stalled:
+            why = "the node stopped in mid-answer for longer than the configured limit"
+        if good is None or not good.started:
+            self._attempt_ended(failure, 0, why, repeat_guard=False)
+            return
+        await end_badly(good, self.conn, self.route, why)
+        raise _Ended(
+            Settled(
+                request_id=self.request_id, ending=Ending.ERROR, status=good.head.status, message=why, node_fault=failure,
+                body_bytes=good.body_bytes,
+            )
+        )  # fmt: skip
+
+    async def _open(self, lease: Lease) -> tuple[UpstreamConnection | None, Good | Failed]:
+        """Send the request to the node and read the beginning of its answer."""
+        try:
+            upstream = self.proxy._pool.take(lease.upstream) or await self.proxy._pool.dial(lease.upstream)
+        except DialFailed as error:
+            return None, Failed(failure=Failure.REFUSED, text=str(error))
+        opened = await self._exchange(upstream, lease)
+        if isinstance(opened, Good) or not self._was_stale(upstream, opened):
+            return upstream, opened
+        upstream.close()
+        try:
+            upstream = await self.proxy._pool.dial(lease.upstream)
+        except DialFailed as error:
+            return None, Failed(failure=Failure.REFUSED, text=str(error))
+        return upstream, await self._exchange(upstream, lease)
+
+    def _was_stale(self, upstream: UpstreamConnection, failed: Failed) -> bool:
+        return (
+            upstream.reused
+            and upstream.bytes_received == 0
+            and failed.failure in (Failure.DIED, Failure.NOT_TAKEN)
+            and self.proxy._clock() - self.live.heard_at < STALE_WITHIN_S
+        )
+
+    async def _exchange(self, upstream: UpstreamConnection, lease: Lease) -> Good | Failed:
+        live = self.live
+        live.upstream, live.last_progress, live.heard_at = upstream, upstream.bytes_received, self.proxy._clock()
+        head = self._request_head(lease)
+        try:
+            data = self.body.data
+            if data is not None and len(data) <= INSPECT_INLINE_BYTES:
+                await upstream.send(head + data)
+            else:
+                await upstream.send(head)
+                await self.body.send_to(upstream)
+        except UpstreamCut as error:
+            if not upstream.answer_waiting():
+                upstream.close()
+                return Failed(failure=Failure.NOT_TAKEN, text=str(error))
+        return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.proxy._options.answer_hold_bytes)
+
+    def _request_head(self, lease: Lease) -> bytes:
+        upstream: Upstream = lease.upstream
+        extra: list[tuple[bytes, bytes]] = []
+        if upstream.gateway and (credential := self.proxy._credential_of(lease.agent_id)):
+            extra.append((CREDENTIAL_HEADER, credential))
+        return request_head(
+            self.head,
+            upstream,
+            request_id=self.request_id,
+            body_length=self.body.length,
+            client_host=self.conn.peer_host,
+            extra=extra,
+        )
+
+    def _attempt_ended(self, failure: Failure, status: int, text: str, repeat_guard: bool) -> None:
+        self.proxy._decider.apply(
+            AttemptEnded(request_id=self.request_id, failure=failure, status=status, text=text[:4096], repeat_guard=repeat_guard)
+        )
+
+    def _give_back(self, upstream: UpstreamConnection | None) -> None:
+        if upstream is not None:
+            self.proxy._pool.give_back(upstream)
+
+    def _keep(self, failed: Failed, lease: Lease) -> None:
+        if failed.kept is not None:
+            self.kept = (failed.kept, lease.agent_name)
+
+    # ------------------------------------------------------------ answers
+
+    def _extra(self, node: str | None) -> list[tuple[bytes, bytes]]:
+        extra = [(b"X-Request-Id", self.request_id.encode())]
+        if node is not None:
+            extra.append((b"X-Ollama-Node", node.encode("ascii", "replace")))
+        return extra
+
+    def _head_bytes(self, good: Good, lease: Lease) -> bytes:
+        return response_head(
+            good.head,
+            framing=good.framing_for(self.conn),
+            keep_alive=not self.conn.must_close,
+            extra=self._extra(lease.agent_name),
+        )
+
+    def _settled(self, good: Good, poured: Poured) -> Settled:
+        return Settled(
+            request_id=self.request_id,
+            ending=Ending.SUCCESS if poured.clean else Ending.ERROR,
+            status=good.head.status,
+            message=poured.error_text,
+            node_fault=poured.node_failure,
+            usage=poured.usage,
+            body_bytes=poured.body_bytes,
+            chunks=poured.chunks,
+        )
+
+    async def _pass_on(self, effect: PassOn) -> Settled:
+        """The last node's own answer, as it came."""
+        if self.kept is None:
+            return await self._refuse(Refuse(request_id=self.request_id, status=502, text="the node failed before it answered; try again"))
+        kept, node = self.kept
+        extra = self._extra(node)
+        if effect.retry_after_s is not None:
+            extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
+        head = response_head(kept.head, framing=kept.framing, keep_alive=not self.conn.must_close, extra=extra)
+        await self.conn.send(head + kept.framed())
+        return Settled(
+            request_id=self.request_id,
+            ending=Ending.ERROR,
+            status=kept.head.status,
+            message=kept.text[:4096],
+            body_bytes=len(kept.body),
+        )
+
+    async def _refuse(self, effect: Refuse) -> Settled:
+        """The router's own error, in the route's envelope."""
+        body, content_type = error_body(self.route.protocol, effect.status, effect.text)
+        extra = self._extra(None)
+        if effect.retry_after_s is not None:
+            extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
+        await self.conn.send(
+            simple_response(effect.status, body, content_type=content_type, extra=extra, keep_alive=not self.conn.must_close)
+        )
+        return Settled(
+            request_id=self.request_id, ending=Ending.ERROR, status=effect.status, message=effect.text, body_bytes=len(body)
+        )
+
+
+__all__ = ["CREDENTIAL_HEADER", "HttpError", "Protocol", "Proxy", "ProxyOptions"]
