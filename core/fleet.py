@@ -3,7 +3,8 @@
 Decides which of several nodes' rows stands for a model, never which node serves a request. Pure functions of what the nodes said last;
 rows are Ollama's own JSON objects and are handed on as they came. They come from outside: any value may have any type.
 
-Invariants: no list has two rows for one model; the order in which nodes are given changes nothing; a fleet of one node reads like that node.
+Invariants: no list has two rows for one model; the order in which nodes are given changes nothing; each row of `merged_tags` is one that
+a node sent, untouched.
 """
 
 import re
@@ -148,7 +149,7 @@ def _sum(rows: list[Row]) -> Row:
     """One row for a model that is loaded on several nodes."""
     if len(rows) == 1:
         return rows[0]
-    row = dict(max(rows, key=lambda row: _micros(row.get("expires_at"))))
+    row = max(rows, key=lambda row: _micros(row.get("expires_at"))).copy()
     for field in ("size", "size_vram"):
         row[field] = sum(value for each in rows if isinstance(value := each.get(field), int))
     lengths = [value for each in rows if isinstance(value := each.get("context_length"), int)]

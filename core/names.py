@@ -1,7 +1,7 @@
 """Names of models: which spellings mean one model, and which mean none.
 
-Decides by Ollama's own rules: `[scheme://][host/][namespace/]model[:tag][:local|:cloud]`, compared without case. Never knows which models exist.
-Keys serve to compare and to look up; on the wire a name always travels as its client spelled it.
+Decides by Ollama's own rules: `[scheme://][host/][namespace/]model[:tag][:local|:cloud]`, compared without case. Never knows which
+models exist. Keys serve to compare and to look up; on the wire a name always travels as its client spelled it.
 
 Invariants: `normalise(display(key)) == key`; a key has all four parts, in lower case; its tag is `cloud` or ends in `-cloud` exactly
 when Ollama would send the request away to its cloud.
