@@ -1,0 +1,70 @@
+# Every target works from a fresh clone: it builds what it needs first. All paths are relative, so the directory's name may be anything.
+# PYTHON=... names the interpreter to use; by default the first one found that is new enough.
+
+.PHONY: help run test check bench prove clean debian-packages
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
+BUILD_TOOLS := hatchling editables
+
+help:
+	@echo "make run     set up and serve on port 8080"
+	@echo "make test    set up, check and test everything"
+	@echo "make check   the checks alone: lint, format, types, import rules, coverage of the core by module"
+	@echo "make bench   speed against plain nginx, in a few minutes; writes docs/performance.md"
+	@echo "make prove   the long and absolute measurements"
+	@echo "make clean   remove what the other targets made"
+
+run: $(VENV)/.stamp-run
+	@exec $(VENV)/bin/ollama-router up
+
+test: check debian-packages
+	$(PY) -m pytest
+
+check: $(VENV)/.stamp-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m tests.house.coverage_by_module
+
+bench: $(VENV)/.stamp-test debian-packages
+	$(PY) -m tests.bench
+
+prove: $(VENV)/.stamp-test debian-packages
+	$(PY) -m tests.bench --long
+	$(PY) -m pytest -m prove
+
+clean:
+	rm -rf $(VENV) .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist
+
+$(VENV)/.stamp-python:
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    "$$python" -m venv --clear $(VENV) && touch $@; exit; \
+	  fi; \
+	done; \
+	echo "Python 3.11 or newer with its venv module is needed (on Debian: apt-get install python3 python3-venv); PYTHON=... names one that is not on the path." >&2; exit 1
+
+# The build back end comes from the constraints too, and is at hand when offline.
+$(VENV)/.stamp-run: pyproject.toml constraints.txt | $(VENV)/.stamp-python
+	$(PIP) $(BUILD_TOOLS)
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.stamp-test: pyproject.toml constraints.txt | $(VENV)/.stamp-python
+	$(PIP) $(BUILD_TOOLS)
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@ $(VENV)/.stamp-run
+
+# Programs that some tests run. Without them, and without root or sudo to install them, those tests fail with a line that says what to install.
+debian-packages:
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=""; \
+	for need in nginx:nginx-light wrk:wrk curl:curl; do command -v "$${need%%:*}" >/dev/null || missing="$$missing $${need#*:}"; done; \
+	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	sudo=""; if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; $$sudo true 2>/dev/null || exit 0; fi; \
+	echo "Installing for the tests:$$missing"; \
+	$$sudo apt-get -qq update && $$sudo env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $$missing >/dev/null \
+	  || echo "Could not install$$missing; the tests that need them will say so."
