@@ -4,7 +4,7 @@ Decides what a well-formed message is, never what to do about it. The seed's fie
 is optional, so an older agent is understood. Invariant: `decode(any bytes, T)` is a `T` or a `RemoteError`, nothing else.
 """
 
-import math
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -136,17 +136,43 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         message = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise RemoteError(f"the request body does not fit: {error}", status=400) from None
+        status = 422 if "out of range" in str(error) else 400
+        raise RemoteError(f"the request body does not fit: {error}", status=status) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise RemoteError("the request body is not valid JSON", status=400) from None
+        raise _why_not_json(data) from None
     _check(message)
     return message
+
+
+_STRINGS_AND_NOT_NUMBERS = re.compile(rb'"(?P<string>(?:[^"\\]|\\.)*+)"\s*+(?P<colon>:)?|-?(?P<not_number>NaN|Infinity)\b', re.DOTALL)
+
+
+def _why_not_json(data: bytes) -> RemoteError:
+    """Many writers put NaN and Infinity where JSON has no word for them: an impossible value (422). Anything else is not JSON (400)."""
+    key = b"a number"
+    for match in _STRINGS_AND_NOT_NUMBERS.finditer(data):
+        if match["not_number"] is not None:
+            break
+        if match["colon"] is not None:
+            key = match["string"]
+    else:
+        return RemoteError("the request body is not valid JSON", status=400)
+    repaired = _STRINGS_AND_NOT_NUMBERS.sub(lambda match: b"null" if match["not_number"] else match[0], data)
+    try:
+        msgspec.json.decode(repaired)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return RemoteError("the request body is not valid JSON", status=400)
+    name = key.decode("utf-8", "replace")[:100]
+    return RemoteError(f"{name} must be a finite number, not {match[0].decode()}", status=422)
 
 
 _PERCENT = ("cpu_usage", "memory_usage", "gpu_usage", "gpu_memory_usage")
 _NOT_NEGATIVE = (
     "active_requests", "gpu_memory_total_mb", "gpu_memory_used_mb", "average_response_time_ms", "avg_response_time_ms", "boot", "sequence",
 )  # fmt: skip
+
+_COUNT_MAX = 1 << 53
+"""What JSON's users can count to exactly."""
 
 
 def _check(message: object) -> None:
@@ -157,8 +183,8 @@ def _check(message: object) -> None:
             raise RemoteError(f"{name} must be between 0 and 100, not {value}", status=422)
     for name in _NOT_NEGATIVE:
         value = getattr(message, name, None)
-        if value is not None and not (value >= 0 and math.isfinite(value)):
-            raise RemoteError(f"{name} must not be negative, not {value}", status=422)
+        if value is not None and not 0 <= value <= _COUNT_MAX:
+            raise RemoteError(f"{name} must be between 0 and {_COUNT_MAX}", status=422)
     if isinstance(message, Registration):
         _check_registration(message)
     if isinstance(message, AgentSettings):
