@@ -1,0 +1,63 @@
+"""House rules about the text of the project, as tests: sizes, leftovers, maps that must be complete."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.house.tree import ROOMS, ROOT, dotted, files, mirror_of, modules
+
+FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 600
+LEFTOVER = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
+MACHINE_PATH = re.compile(r"(?<![\w.~$}-])/(work|tmp|root|home|Users)/\w")
+RECORDED = (".jsonl", ".gz", ".png", ".ico", ".lock")
+ALL_MODULES = [path for room in ROOMS for path in modules(room)]
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("path", files(".py"), ids=str)
+def test_files_and_functions_are_small(path: Path) -> None:
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert lines <= FILE_LINES_MAX, f"{path} has {lines} lines"
+    for function in functions(path):
+        length = (function.end_lineno or function.lineno) - function.lineno + 1
+        assert length <= FUNCTION_LINES_MAX, f"{path}:{function.lineno} {function.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", ALL_MODULES, ids=str)
+def test_modules_say_what_they_are_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))), f"{path} has no docstring"
+
+
+@pytest.mark.parametrize("path", [path for path in files() if not path.name.endswith(RECORDED)], ids=str)
+def test_nothing_is_left_over_and_nothing_names_a_machine(path: Path) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for pattern, what in ((LEFTOVER, "an unfinished place"), (MACHINE_PATH, "a path of one machine")):
+        found = pattern.search(text)
+        assert found is None, f"{path}:{text.count(chr(10), 0, found.start()) + 1} has {what}: {found[0]}"
+
+
+def test_the_architecture_page_lists_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:core|edge|servers|agent)(?:\.\w+)+)`", page))
+    existing = {dotted(path) for path in ALL_MODULES}
+    assert existing - named == set(), "modules that docs/architecture.md does not list"
+    packages = {dotted(path.parent) for room in ROOMS for path in files("__init__.py", under=room)}
+    assert named - existing - packages == set(), "docs/architecture.md lists what does not exist"
+
+
+@pytest.mark.parametrize("path", modules("core"), ids=str)
+def test_each_module_of_the_core_has_its_test_file(path: Path) -> None:
+    assert (ROOT / mirror_of(path)).is_file(), f"{path} needs {mirror_of(path)}"
+
+
+@pytest.mark.parametrize("page", files(".md"), ids=str)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / page.parent / target).exists(), f"{page} links to {target}"
