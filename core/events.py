@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from core.messages import AgentSettings, Heartbeat, Metrics, Registration
-from core.units import AgentId, LeaseId, RequestId, UnixMs
+from core.units import AgentId, Instant, LeaseId, RequestId, UnixMs
 
 
 class Protocol(enum.Enum):
@@ -220,6 +220,8 @@ class AgentRegistered(msgspec.Struct, frozen=True, kw_only=True):
     upstream: Upstream
     """Checked by the shell's access rules."""
     now_unix: UnixMs
+    known_as: AgentId | None = None
+    """The agent whose own token came with it. Without it, an untrusted registration is a stranger's, whatever name it gives."""
 
 
 class HeartbeatCame(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,6 +255,8 @@ class NodePolled(msgspec.Struct, frozen=True, kw_only=True):
     alive: bool = True
     """False for what came from `/api/ps`, which is never a sign of life or death."""
     now_unix: UnixMs
+    asked_at: Instant | None = None
+    """When the question was sent: what the router saw itself after that is newer than this answer."""
 
 
 class NodeSilent(msgspec.Struct, frozen=True, kw_only=True):
