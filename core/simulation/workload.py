@@ -1,0 +1,123 @@
+"""Requests as they come: rows of a public trace, or of one's own history, with a model drawn for each.
+
+Decides nothing about routing. Reads no files: rows come in as iterables. No public trace names a model, so models are drawn from a mix,
+by the seed; the mix is part of every figure made with it. Invariant: same rows, mix and seed, same requests.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from core.simulation.prng import Prng
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A request of a trace. `blocks`: ids of its prompt's prefix blocks, when the trace has them."""
+
+    at_s: float
+    input_tokens: int
+    output_tokens: int
+    kind: str = ""
+    blocks: tuple[int, ...] = ()
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """A request of the simulated world."""
+
+    at_s: float
+    model: str
+    input_tokens: int
+    output_tokens: int
+    client: str = ""
+    conversation: str = ""
+
+
+CONVERSATION_MIX: Final[Mapping[str, int]] = {
+    "llama3.1:8b": 38, "llama3.2:3b": 22, "gemma2:9b": 10, "gemma3:12b": 9, "qwen2.5:14b": 9, "qwen2.5:32b": 9, "llama3.1:70b": 3,
+}  # fmt: skip
+CODE_MIX: Final[Mapping[str, int]] = {"qwen2.5-coder:7b": 70, "qwen2.5:14b": 15, "qwen2.5:32b": 15}
+INPUT_MAX: Final = 3584
+"""Longer prompts are cut: what fits into a context of 4,096 with an answer."""
+
+
+def azure_rows(lines: Iterable[str], *, kind: str) -> Iterator[Row]:
+    """Rows of an Azure 2023 trace (`TIMESTAMP,ContextTokens,GeneratedTokens`), seconds since midnight of its first day.
+
+    Raises:
+        ValueError: a line that is not of that form.
+    """
+    for line in lines:
+        if line.startswith("TIMESTAMP") or not line.strip():
+            continue
+        stamp, context, generated = line.strip().split(",")
+        hours, minutes, seconds = stamp.partition(" ")[2].split(":")
+        at_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        yield Row(at_s=at_s, input_tokens=int(context), output_tokens=max(1, int(generated)), kind=kind)
+
+
+class _Mooncake(msgspec.Struct):
+    timestamp: int
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int, ...] = ()
+
+
+def mooncake_rows(lines: Iterable[str], *, scale: int = 8) -> Iterator[Row]:
+    """Rows of a Mooncake trace, lengths divided by `scale` (its prompts are data-centre long).
+
+    Raises:
+        msgspec.ValidationError: a line that is not of that form.
+    """
+    for line in lines:
+        if line.strip():
+            row = msgspec.json.decode(line, type=_Mooncake)
+            yield Row(
+                at_s=row.timestamp / 1000,
+                input_tokens=max(1, row.input_length // scale),
+                output_tokens=max(1, row.output_length // scale),
+                kind="conversation",
+                blocks=row.hash_ids,
+            )
+
+
+def arrivals(
+    rows: Iterable[Row],
+    *,
+    rate_per_s: float,
+    mixes: Mapping[str, Mapping[str, int]],
+    prng: Prng,
+    poisson: bool = False,
+    jitter_s: float = 0.0,
+    clients: int = 50,
+) -> list[Arrival]:
+    """The rows as requests at `rate_per_s` on average: the trace's own rhythm stretched, or a Poisson process with the rows' lengths."""
+    jitter, models, gaps, who = (prng.split(name) for name in ("jitter", "models", "gaps", "clients"))
+    ordered = sorted((row.at_s + (jitter.uniform_s(0.0, jitter_s) if jitter_s else 0.0), index, row) for index, row in enumerate(rows))
+    if not ordered:
+        return []
+    start, span = ordered[0][0], max(ordered[-1][0] - ordered[0][0], 1e-9)
+    stretch = (len(ordered) / rate_per_s) / span
+    drawn: dict[str, tuple[Sequence[str], Sequence[int]]] = {kind: (list(mix), list(mix.values())) for kind, mix in mixes.items()}
+    out: list[Arrival] = []
+    clock = 0.0
+    for at_s, _, row in ordered:
+        clock = clock + gaps.exponential_s(1.0 / rate_per_s) if poisson else (at_s - start) * stretch
+        names, weights = drawn[row.kind]
+        model = names[models.weighted(weights)]
+        out.append(
+            Arrival(
+                at_s=clock,
+                model=model,
+                input_tokens=min(row.input_tokens, INPUT_MAX),
+                output_tokens=row.output_tokens,
+                client=f"client-{who.below(clients)}",
+                conversation=_conversation(row, model),
+            )
+        )
+    return out
+
+
+def _conversation(row: Row, model: str) -> str:
+    """Requests that share the second prefix block belong together; the first is the system prompt of everybody (traces' README)."""
+    return f"{model}/{row.blocks[1]}" if len(row.blocks) > 1 else ""
