@@ -39,9 +39,9 @@ GPUS: Final[Mapping[str, Gpu]] = {
     "rtx-3090": Gpu(memory_gb=24, decode_tok_s=111.7, prefill_tok_s=3865.0, load_gb_s=2.0, batch_slope=0.15),
     "rtx-4090": Gpu(memory_gb=24, decode_tok_s=127.7, prefill_tok_s=6899.0, load_gb_s=2.0, batch_slope=0.12),
     "a100-80": Gpu(memory_gb=80, decode_tok_s=138.3, prefill_tok_s=5800.0, load_gb_s=2.0, batch_slope=0.10),
-    "m1-max": Gpu(memory_gb=48, decode_tok_s=34.5, prefill_tok_s=355.0, load_gb_s=3.0, batch_slope=0.30),
+    "m1-max": Gpu(memory_gb=44, decode_tok_s=34.5, prefill_tok_s=355.0, load_gb_s=3.0, batch_slope=0.30),
     "m2-ultra": Gpu(memory_gb=144, decode_tok_s=76.3, prefill_tok_s=1024.0, load_gb_s=3.0, batch_slope=0.25),
-    "m3-max": Gpu(memory_gb=48, decode_tok_s=50.7, prefill_tok_s=678.0, load_gb_s=3.0, batch_slope=0.28),
+    "m3-max": Gpu(memory_gb=44, decode_tok_s=50.7, prefill_tok_s=678.0, load_gb_s=3.0, batch_slope=0.28),
 }
 
 MODELS: Final[Mapping[str, Weights]] = {
