@@ -1,0 +1,413 @@
+"""HTTP/1.1 over non-blocking sockets: the server's role, and the names of the whole wire.
+
+Decides what a client may send and how long it may take; must never know routes, nodes or bodies' meaning.
+
+One task per connection. A call reads the socket only after Trio said that it is readable, so every wait is a checkpoint and no
+stream can starve the others. What the client is too slow to take is held here, up to `BACKLOG_MAX_BYTES`, and sent by a task of the
+watch: an upstream is read promptly meanwhile. Time limits are a stock of patience per phase, spent only while waiting for the client
+and compared with deadlines by one sweep (`edge.wire_watch`), not a cancel scope per read.
+
+Invariants: requests are answered in order; bytes after a request's end stay for the next one; after `HttpError` the connection is
+only good for one last answer; `gone` never goes back to False.
+"""
+
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from trio.lowlevel import notify_closing, wait_readable, wait_writable
+
+from edge.wire_client import UpstreamConnection, UpstreamCut, UpstreamGarbled
+from edge.wire_heads import (
+    HEAD_MAX_BYTES,
+    ChunkDecoder,
+    HttpError,
+    RequestHead,
+    ResponseHead,
+    fold_fields,
+    parse_request_head,
+    refuse_early,
+    too_large,
+)
+from edge.wire_watch import NEVER, Watch
+
+__all__ = [
+    "HEAD_MAX_BYTES",
+    "ChunkDecoder",
+    "ClientConnection",
+    "ClientGone",
+    "HttpError",
+    "Limits",
+    "RequestHead",
+    "ResponseHead",
+    "UpstreamConnection",
+    "UpstreamCut",
+    "UpstreamGarbled",
+    "Watch",
+    "fold_fields",
+    "parse_request_head",
+]
+
+RECEIVE_BYTES: Final = 64 << 10
+BODY_RECEIVE_BYTES: Final = 256 << 10
+BACKLOG_MAX_BYTES: Final = 256 << 10
+"""Answer bytes held for a client that reads slowly; above it the node's stream is no longer read."""
+DRAIN_MAX_BYTES: Final = 256 << 10
+"""Rest of a request body that is read and dropped to keep a connection; a longer one closes it."""
+LINGER_S: Final = 1.0
+
+
+class ClientGone(trio.BrokenResourceError):
+    """The client left, or took no byte for too long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a client may keep the router waiting, in seconds."""
+
+    idle_s: float = 120.0
+    """Between requests."""
+    head_s: float = 10.0
+    """From a head's first byte to its last."""
+    body_s: float = 30.0
+    """Stock of patience for a body: spent by waiting, earned back by bytes."""
+    body_bytes_per_s: int = 1024
+    """What a body must bring to keep that stock."""
+    write_s: float = 60.0
+    """For a client that takes no byte of its answer."""
+
+
+class ClientConnection:
+    """One accepted socket (non-blocking, stdlib). Belongs to one task; `close` may be called by any.
+
+    `must_close`: no further request will be read. `gone`: the client left while a request was worked on, or a send failed.
+    `waits`: between two requests, nothing read of the next.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_buffer",
+        "_closed",
+        "_continue",
+        "_decoder",
+        "_drained",
+        "_flushing",
+        "_left",
+        "_limits",
+        "_patience",
+        "_remaining",
+        "_scope",
+        "_watch",
+        "_write_by",
+        "deadline",
+        "fd",
+        "gone",
+        "local_port",
+        "must_close",
+        "peer_host",
+        "peer_port",
+        "sock",
+        "timed_out",
+        "waits",
+    )  # fmt: skip
+
+    def __init__(
+        self, sock: socket.socket, watch: Watch, *, peer: tuple[str, int] = ("", 0), local_port: int = 0, limits: Limits = Limits()
+    ) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.peer_host, self.peer_port = peer
+        self.local_port = local_port
+        self.must_close = False
+        self.gone = False
+        self.waits = False
+        self.timed_out = False
+        self.deadline = NEVER
+        self._limits = limits
+        self._watch = watch
+        self._buffer = b""
+        self._closed = False
+        self._left = False
+        self._scope: trio.CancelScope | None = None
+        self._patience = 0.0
+        self._remaining = 0
+        self._decoder: ChunkDecoder | None = None
+        self._continue = False
+        self._backlog = bytearray()
+        self._flushing = False
+        self._drained: trio.Event | None = None
+        self._write_by = NEVER
+        watch.add(self)
+
+    # ------------------------------------------------------------ reading
+
+    async def read_head(self) -> RequestHead | None:
+        """The next request's head; None when the client closed, or was idle for too long, between requests.
+
+        Raises HttpError (400, 408, 431, 501, 505), ClientGone when it left within a head.
+        """
+        if self._backlog:
+            await self.flush()
+        data = self._buffer
+        self._buffer = b""
+        if not data:
+            self._patience = self._limits.idle_s
+            self.waits = True
+            data = await self._receive_first()
+            self.waits = False
+            if not data:
+                return None
+        self._patience = self._limits.head_s
+        looked = 0
+        while True:
+            end = data.find(b"\r\n\r\n", looked) + 4
+            if end > 3:
+                break
+            refuse_early(data)
+            looked = max(0, len(data) - 3)
+            more = await self._receive(RECEIVE_BYTES, "the request's headers took too long")
+            if not more:
+                raise ClientGone("the client left within a request's headers")
+            data += more
+        if end > HEAD_MAX_BYTES:
+            raise too_large()
+        if end == len(data):
+            head = parse_request_head(data)
+        else:
+            head = parse_request_head(data[:end])
+            self._buffer = data[end:]
+        self._begin_body(head)
+        return head
+
+    def _begin_body(self, head: RequestHead) -> None:
+        self._remaining = head.content_length or 0
+        self._decoder = ChunkDecoder() if head.chunked else None
+        self._continue = head.expect_continue
+        self._patience = self._limits.body_s
+        if not head.keep_alive:
+            self.must_close = True
+
+    async def read_body_some(self) -> bytes:
+        """The next bytes of the current body, b"" at its end. Raises HttpError (400, 408), ClientGone."""
+        if self._remaining:
+            data = self._buffer or await self._receive_body()
+            if len(data) > self._remaining:
+                self._buffer = data[self._remaining :]
+                data = data[: self._remaining]
+            else:
+                self._buffer = b""
+            self._remaining -= len(data)
+            return data
+        decoder = self._decoder
+        while decoder is not None:
+            received = self._buffer or await self._receive_body()
+            self._buffer = b""
+            data = decoder.feed(received)
+            if decoder.done:
+                self._buffer = decoder.rest
+                self._decoder = decoder = None
+            if data:
+                return data
+        return b""
+
+    async def finish_body(self) -> None:
+        """Read and drop what is left of the body, within limits; else the connection will close."""
+        if not self._remaining and self._decoder is None:
+            return
+        if self.must_close or self._continue or self._remaining > DRAIN_MAX_BYTES:
+            self.must_close = True
+            return
+        dropped = 0
+        try:
+            while data := await self.read_body_some():
+                dropped += len(data)
+                if dropped > DRAIN_MAX_BYTES:
+                    self.must_close = True
+                    return
+        except (HttpError, ClientGone):
+            self.must_close = True
+
+    async def _receive_body(self) -> bytes:
+        if self._continue:
+            self._continue = False
+            await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        data = await self._receive(BODY_RECEIVE_BYTES, "the request's body took too long")
+        if not data:
+            self._lose()
+            raise ClientGone("the client left within a request's body")
+        limits = self._limits
+        self._patience = min(limits.body_s, self._patience + len(data) / limits.body_bytes_per_s)
+        return data
+
+    async def _receive_first(self) -> bytes:
+        try:
+            return await self._receive(RECEIVE_BYTES, "")
+        except (HttpError, ClientGone):
+            return b""
+
+    async def _receive(self, size: int, late: str) -> bytes:
+        watch = self._watch
+        while True:
+            began = watch.now
+            self.deadline = began + self._patience
+            try:
+                await wait_readable(self.fd)
+            except trio.ClosedResourceError:
+                if self.timed_out:
+                    self.must_close = True
+                    raise HttpError(408, late) from None
+                if self._closed or self.gone:
+                    raise ClientGone("the connection was closed") from None
+                continue
+            finally:
+                self.deadline = self._write_by
+            self._patience -= watch.now - began
+            try:
+                return self.sock.recv(size)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._lose()
+                raise ClientGone(str(error)) from None
+
+    # ------------------------------------------------------------ writing
+
+    async def send(self, data: bytes) -> None:
+        """Send `data`. Returns when it was taken by the kernel, or is held for a slow client. Raises ClientGone."""
+        if self.gone or self._closed:
+            raise ClientGone("the client is gone")
+        if not self._backlog:
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._lose()
+                raise ClientGone(str(error)) from None
+            if sent == len(data):
+                return
+            data = data[sent:]
+        await self._hold(data)
+
+    async def _hold(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            while len(self._backlog) >= BACKLOG_MAX_BYTES:
+                await self._wait_drained()
+            room = BACKLOG_MAX_BYTES - len(self._backlog)
+            self._backlog += view[:room]
+            view = view[room:]
+            if not self._flushing:
+                self._flushing = True
+                self._watch.start_soon(self._flush_backlog)
+
+    async def flush(self) -> None:
+        """Wait until the client's kernel has everything. Raises ClientGone."""
+        while self._backlog:
+            await self._wait_drained()
+
+    async def _wait_drained(self) -> None:
+        if self._drained is None:
+            self._drained = trio.Event()
+        await self._drained.wait()
+        if self.gone or self._closed:
+            raise ClientGone("the client is gone")
+
+    async def _flush_backlog(self) -> None:
+        """Task of the watch while there is a backlog."""
+        backlog = self._backlog
+        try:
+            while backlog and not self._closed:
+                self._write_by = self._watch.now + self._limits.write_s
+                self.deadline = min(self.deadline, self._write_by)
+                try:
+                    await wait_writable(self.fd)
+                    sent = self.sock.send(backlog)
+                except BlockingIOError:
+                    continue
+                except (OSError, trio.ClosedResourceError):
+                    self._lose()
+                    return
+                del backlog[:sent]
+                if len(backlog) < BACKLOG_MAX_BYTES // 2:
+                    self._tell_drained()
+        finally:
+            self._flushing = False
+            self._write_by = NEVER
+            backlog.clear()
+            self._tell_drained()
+
+    def _tell_drained(self) -> None:
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+
+    # ------------------------------------------------------------ leaving
+
+    def begin(self, scope: trio.CancelScope) -> None:
+        """From now on the client leaving, or shutting down its sending side, cancels `scope` and sets `gone`."""
+        self._scope = scope
+        if self._left:
+            self._lose()
+
+    def end(self) -> None:
+        """The request is no longer worked on."""
+        self._scope = None
+
+    @property
+    def in_work(self) -> bool:
+        return self._scope is not None
+
+    def on_left(self) -> None:
+        """The watch saw the client leave."""
+        self._left = True
+        if self._scope is not None:
+            self._lose()
+
+    def on_deadline(self, now: float) -> None:
+        """The watch saw a deadline pass."""
+        self.deadline = NEVER
+        if self._write_by < now:
+            self._lose()
+        else:
+            self.timed_out = True
+        notify_closing(self.fd)
+
+    def _lose(self) -> None:
+        self.gone = self.must_close = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    # ------------------------------------------------------------ closing
+
+    def stop_waiting(self) -> None:
+        """No request after the current one; at once if none is being read."""
+        self.must_close = True
+        if self.waits:
+            self.close()
+
+    async def close_politely(self) -> None:
+        """Close so that the client sees what was sent: no reset while it still sends. Takes at most about `LINGER_S` + write limit."""
+        try:
+            if not self.gone:
+                await self.flush()
+                self.sock.shutdown(socket.SHUT_WR)
+                with trio.move_on_after(LINGER_S):
+                    for _ in range(64):
+                        await wait_readable(self.fd)
+                        if not self.sock.recv(RECEIVE_BYTES):
+                            break
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close at once. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._watch.discard(self)
+            notify_closing(self.fd)
+            self.sock.close()
