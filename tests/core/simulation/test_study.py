@@ -1,0 +1,91 @@
+"""Runs of a fleet without faults: the same figures for the same seed, every request ends once, and the known orderings show."""
+
+import math
+from collections.abc import Sequence
+
+from core.simulation.baselines import rules
+from core.simulation.hardware import GPUS, MODELS, model_timing, node_timing
+from core.simulation.node import NodeTiming
+from core.simulation.prng import Prng
+from core.simulation.study import Figures, NodeSpec, Outcome, RuleDispatcher, Study, mixed_fleet
+from core.simulation.workload import Arrival
+
+NAMES = ("llama3.2:3b", "llama3.1:8b", "gemma3:12b", "qwen2.5:14b", "qwen2.5:32b")
+
+
+def fleet(*, queue: int = 512) -> list[NodeSpec]:
+    def timing(gpu: str) -> NodeTiming:
+        plain = node_timing(GPUS[gpu], slots=2, max_loaded=1)
+        return NodeTiming(
+            slots=plain.slots,
+            max_loaded=1,
+            max_queue=queue,
+            memory_bytes=plain.memory_bytes,
+            load_base_s=1.0,
+            load_bytes_s=plain.load_bytes_s,
+        )
+
+    return mixed_fleet(["rtx-3090"] * 3, lambda gpu: {name: model_timing(name, MODELS[name], GPUS[gpu]) for name in NAMES}, timing)
+
+
+def workload(count: int = 300, gap_s: float = 1.0) -> list[Arrival]:
+    dice = Prng("work")
+    clock, out = 0.0, []
+    for _ in range(count):
+        clock += dice.exponential_s(gap_s)
+        out.append(
+            Arrival(
+                at_s=clock,
+                model=NAMES[dice.weighted([3, 2, 1])],
+                input_tokens=dice.between(10, 900),
+                output_tokens=dice.between(1, 60),
+            )
+        )
+    return out
+
+
+def run(name: str, specs: Sequence[NodeSpec] | None = None, arrivals: list[Arrival] | None = None) -> Figures:
+    specs = specs or fleet()
+    return Study(specs, workload() if arrivals is None else arrivals, lambda: RuleDispatcher(rules()[name](), specs, Prng(4))).run()
+
+
+def test_every_request_ends_once_and_the_figures_repeat() -> None:
+    one, two = run("random"), run("random")
+    assert one == two
+    assert len(one.outcomes) == 300
+    assert all(0 < outcome.ttft_s <= outcome.total_s < math.inf for outcome in one.outcomes)
+    assert all(0 <= busy <= one.span_s for busy in one.busy_s)
+
+
+def test_a_rule_that_prices_loads_beats_one_that_does_not() -> None:
+    blind, aware = run("random"), run("lmetric-like")
+    assert aware.loads_per_1000() < blind.loads_per_1000() / 2
+    assert aware.ttft_s(95) < blind.ttft_s(95)
+    assert aware.goodput() > blind.goodput()
+
+
+def test_what_a_node_refuses_counts_as_infinite() -> None:
+    burst = [Arrival(at_s=0.0, model=NAMES[n % 5], input_tokens=10, output_tokens=5) for n in range(60)]
+    figures = run("round-robin", fleet(queue=1), burst)
+    assert any(outcome.ttft_s == math.inf and outcome.node == -1 for outcome in figures.outcomes)
+    assert len(figures.outcomes) == 60
+
+
+def test_a_run_can_be_ended_early() -> None:
+    specs = fleet()
+    arrivals = workload(3000, 0.3)
+    figures = Study(specs, arrivals, lambda: RuleDispatcher(rules()["random"](), specs, Prng(4))).run(progress=lambda done, _: False)
+    assert len(figures.outcomes) < 3000
+
+
+def test_percentiles_of_nothing() -> None:
+    empty = Figures(outcomes=[], loads=0, busy_s=[], span_s=0.0)
+    assert (empty.ttft_s(50), empty.loads_per_1000(), empty.goodput()) == (0.0, 0.0, 0.0)
+
+
+def test_percentiles_and_goodput_are_what_they_say() -> None:
+    outcomes = [Outcome(model="m", client="", ttft_s=float(n), total_s=n + 1.0, output_tokens=11, node=0, cold=False) for n in range(1, 11)]
+    figures = Figures(outcomes=outcomes, loads=1, busy_s=[1.0], span_s=1.0)
+    assert (figures.ttft_s(50), figures.ttft_s(99)) == (6.0, 10.0)
+    assert figures.goodput(ttft_s=5.0, per_token_s=0.1) == 0.5
+    assert figures.loads_per_1000() == 100.0
