@@ -262,7 +262,7 @@ def take_identity(config: AgentConfig, *, unix_ms: int) -> Identity:
     saved = _read_json(path)
     instance_id, boot = saved.get("instance_id"), saved.get("boot")
     identity = Identity(
-        instance_id=instance_id if _is_uuid(instance_id) else str(uuid.uuid4()),
+        instance_id=instance_id if isinstance(instance_id, str) and _is_uuid(instance_id) else str(uuid.uuid4()),
         boot=max(boot + 1 if isinstance(boot, int) else 0, unix_ms),
     )
     _write_json(path, {"instance_id": identity.instance_id, "boot": identity.boot})
@@ -270,14 +270,15 @@ def take_identity(config: AgentConfig, *, unix_ms: int) -> Identity:
 
 
 def _file_name(host: str) -> str:
-    return "".join(letter if letter.isalnum() and letter.isascii() or letter in ".-" else "_" for letter in host)
+    return "".join(letter if (letter.isalnum() and letter.isascii()) or letter in ".-" else "_" for letter in host)
 
 
-def _is_uuid(text: object) -> bool:
+def _is_uuid(text: str) -> bool:
     try:
-        return isinstance(text, str) and bool(uuid.UUID(text))
+        uuid.UUID(text)
     except ValueError:
         return False
+    return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What this machine is and how loaded it is: host, GPUs."""
+"""What an agent sees of its machine."""

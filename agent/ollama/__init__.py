@@ -1,1 +1,1 @@
-"""The local Ollama: its API client, and finding, starting and watching it."""
+"""The Ollama beside an agent."""
