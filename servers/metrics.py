@@ -1,0 +1,129 @@
+"""What `/metrics` shows: counters that the router asks for, histograms of records, and gauges read when somebody looks.
+
+Decides nothing. Counting is on the way of every request, so it is a dictionary and a bisection here; prometheus-client turns it into
+text when it is scraped. Invariant: at most `SERIES_MAX` counter series, whatever labels come.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from core.events import Record
+from core.registry import AgentView
+from core.router import Statistics
+
+PREFIX: Final = "ollama_router_"
+SERIES_MAX: Final = 10_000
+BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class _Buckets:
+    """One histogram."""
+
+    __slots__ = ("counts", "total_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_S) + 1)
+        self.total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.total_s += seconds
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        sums, running = [], 0
+        for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), self.counts, strict=True):
+            running += count
+            sums.append((bound, float(running)))
+        return sums
+
+
+class Metrics(Collector):
+    """All metrics of one coordinator. `look` gives the router's present state."""
+
+    def __init__(self, look: Callable[[], tuple[Statistics, list[AgentView]]]) -> None:
+        self._look = look
+        self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+        self._dropped = 0
+        self._histograms: dict[tuple[str, str], _Buckets] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def count(self, name: str, labels: dict[str, str], by: int = 1) -> None:
+        """Add to a counter; a series that would be one too many is dropped and counted as that."""
+        key = (name, tuple(labels.items()))
+        counts = self._counts
+        if key in counts:
+            counts[key] += by
+        elif len(counts) < SERIES_MAX:
+            counts[key] = by
+        else:
+            self._dropped += 1
+
+    def observe(self, record: Record) -> None:
+        """A request is over: its times."""
+        route = record.route.value
+        self._buckets("request_duration_seconds", route).add(record.duration_ms / 1000)
+        self._buckets("queue_seconds", route).add(record.queue_ms / 1000)
+        if record.ttft_ms is not None:
+            self._buckets("time_to_first_byte_seconds", route).add(record.ttft_ms / 1000)
+
+    def exposition(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> list[Metric]:
+        """Nothing is known before it was counted (asked by prometheus-client at registration)."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus-client at a scrape."""
+        yield from self._counters()
+        yield from self._histogram_families()
+        yield from self._gauges()
+
+    # ------------------------------------------------------------ inside
+
+    def _buckets(self, name: str, route: str) -> _Buckets:
+        buckets = self._histograms.get((name, route))
+        if buckets is None:
+            buckets = self._histograms[name, route] = _Buckets()
+        return buckets
+
+    def _counters(self) -> Iterator[Metric]:
+        families: dict[tuple[str, tuple[str, ...]], CounterMetricFamily] = {}
+        for (name, labels), value in sorted(self._counts.items()):
+            label_names = tuple(label for label, _ in labels)
+            family = families.get((name, label_names))
+            if family is None:
+                bare = name.removeprefix(PREFIX).removesuffix("_total")
+                family = families[name, label_names] = CounterMetricFamily(PREFIX + bare, bare.replace("_", " "), labels=label_names)
+            family.add_metric([text for _, text in labels], value)
+        yield from families.values()
+        yield CounterMetricFamily(PREFIX + "metric_series_dropped", "counter series beyond the limit", value=self._dropped)
+
+    def _histogram_families(self) -> Iterator[Metric]:
+        families: dict[str, HistogramMetricFamily] = {}
+        for (name, route), buckets in sorted(self._histograms.items()):
+            family = families.get(name)
+            if family is None:
+                family = families[name] = HistogramMetricFamily(PREFIX + name, name.replace("_", " "), labels=["route"])
+            family.add_metric([route], buckets.cumulative(), buckets.total_s)
+        yield from families.values()
+
+    def _gauges(self) -> Iterator[Metric]:
+        statistics, agents = self._look()
+        yield GaugeMetricFamily(PREFIX + "requests_in_flight", "requests on nodes", value=statistics.in_flight)
+        yield GaugeMetricFamily(PREFIX + "requests_waiting", "requests in the queue", value=statistics.waiting)
+        up = GaugeMetricFamily(PREFIX + "agent_ready", "whether a node takes requests", labels=["agent"])
+        in_flight = GaugeMetricFamily(PREFIX + "agent_in_flight", "requests on a node", labels=["agent"])
+        for agent in agents:
+            up.add_metric([agent.name], float(agent.state == "ready"))
+            in_flight.add_metric([agent.name], agent.in_flight)
+        yield up
+        yield in_flight
