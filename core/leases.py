@@ -1,0 +1,184 @@
+"""The ledger of work in flight, and deadlines that all last equally long.
+
+Decides when a lease is over; never who gets one. In flight is not a number that is kept in step: it is the size of what the ledger
+holds. Invariants: R7 every count is recomputable from the leases alone; R8 a lease ends at the latest `ttl_s` after it was granted or
+renewed last; a lease that was released or has expired is gone, and saying so again changes nothing.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from types import MappingProxyType
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from core.errors import LocalError
+from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId
+
+K = TypeVar("K", bound=Hashable)
+
+_NONE: Final[Mapping[AgentId, int]] = MappingProxyType({})
+
+
+class Expiry(Generic[K]):
+    """Deadlines of one common length. As `now` never goes back, the last one set is the last one due: all steps are O(1)."""
+
+    __slots__ = ("_until", "ttl_s")
+
+    def __init__(self, ttl_s: float) -> None:
+        self.ttl_s = ttl_s
+        self._until: OrderedDict[K, Instant] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._until
+
+    def set(self, key: K, *, now: Instant) -> None:
+        """`key` is due at `now + ttl_s`, whatever was set before."""
+        self._until[key] = Instant(now + self.ttl_s)
+        self._until.move_to_end(key)
+
+    def until(self, key: K) -> Instant | None:
+        """When `key` is due; None when it is not here."""
+        return self._until.get(key)
+
+    def discard(self, key: K) -> None:
+        """`key` is never due."""
+        self._until.pop(key, None)
+
+    def next_deadline(self) -> Instant | None:
+        """The earliest deadline."""
+        return next(iter(self._until.values())) if self._until else None
+
+    def due(self, *, now: Instant) -> list[K]:
+        """Take out what is due at `now`, the earliest first."""
+        taken = []
+        while self._until:
+            key, until = next(iter(self._until.items()))
+            if until > now:
+                break
+            del self._until[key]
+            taken.append(key)
+        return taken
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """One live lease. `key` is None when the request does not run a model."""
+
+    lease_id: LeaseId
+    request_id: RequestId
+    agent_id: AgentId
+    key: ModelKey | None
+
+
+class Ledger:
+    """All live leases."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._held: dict[LeaseId, Held] = {}
+        self._on: dict[AgentId, dict[LeaseId, Held]] = {}
+        self._of: dict[ModelKey, dict[AgentId, int]] = {}
+        self._expiry: Expiry[LeaseId] = Expiry(ttl_s)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, lease_id: LeaseId) -> bool:
+        return lease_id in self._held
+
+    def grant(self, held: Held, *, now: Instant) -> None:
+        """`held` lives from now on.
+
+        Raises:
+            LocalError: a lease of that id lives already.
+        """
+        if held.lease_id in self._held:
+            raise LocalError(f"lease {held.lease_id} was granted twice")
+        self._held[held.lease_id] = held
+        on = self._on.get(held.agent_id)
+        if on is None:
+            on = self._on[held.agent_id] = {}
+        on[held.lease_id] = held
+        if held.key is not None:
+            of = self._of.get(held.key)
+            if of is None:
+                of = self._of[held.key] = {}
+            of[held.agent_id] = of.get(held.agent_id, 0) + 1
+        self._expiry.set(held.lease_id, now=now)
+
+    def renew(self, lease_id: LeaseId, *, now: Instant) -> None:
+        """A shell still works on it; nothing happens when it does not live any more."""
+        if lease_id in self._held:
+            self._expiry.set(lease_id, now=now)
+
+    def release(self, lease_id: LeaseId) -> Held | None:
+        """End the lease; None when it does not live (any more)."""
+        held = self._held.pop(lease_id, None)
+        if held is None:
+            return None
+        self._expiry.discard(lease_id)
+        on = self._on[held.agent_id]
+        del on[lease_id]
+        if not on:
+            del self._on[held.agent_id]
+        if held.key is not None:
+            of = self._of[held.key]
+            left = of[held.agent_id] - 1
+            if left:
+                of[held.agent_id] = left
+            else:
+                del of[held.agent_id]
+                if not of:
+                    del self._of[held.key]
+        return held
+
+    def expire(self, *, now: Instant) -> list[Held]:
+        """Release the leases whose deadline has come, the earliest first."""
+        return [held for lease_id in self._expiry.due(now=now) if (held := self.release(lease_id)) is not None]
+
+    def next_deadline(self) -> Instant | None:
+        """When the next lease expires."""
+        return self._expiry.next_deadline()
+
+    def until(self, lease_id: LeaseId) -> Instant | None:
+        """When this lease expires; None when it does not live."""
+        return self._expiry.until(lease_id)
+
+    def in_flight(self, agent_id: AgentId) -> int:
+        """Live leases on an agent."""
+        return len(self._on.get(agent_id, ()))
+
+    def by_agent(self) -> Mapping[AgentId, Mapping[LeaseId, Held]]:
+        """Live leases per agent; agents without any are absent. The ledger's own: read it, do not keep it."""
+        return self._on
+
+    def of_model(self, key: ModelKey | None) -> Mapping[AgentId, int]:
+        """Live leases per agent for one model; agents without any are absent. The ledger's own: read it, do not keep it."""
+        return _NONE if key is None else self._of.get(key, _NONE)
+
+    def on(self, agent_id: AgentId) -> list[Held]:
+        """Live leases on an agent, the oldest first."""
+        return list(self._on.get(agent_id, {}).values())
+
+    def all(self) -> list[Held]:
+        """All live leases, the oldest first."""
+        return list(self._held.values())
+
+    def check(self) -> None:
+        """Recompute what is kept for speed (R7).
+
+        Raises:
+            AssertionError: it differs.
+        """
+        on: dict[AgentId, dict[LeaseId, Held]] = {}
+        of: dict[ModelKey, dict[AgentId, int]] = {}
+        for lease_id, held in self._held.items():
+            on.setdefault(held.agent_id, {})[lease_id] = held
+            if held.key is not None:
+                counts = of.setdefault(held.key, {})
+                counts[held.agent_id] = counts.get(held.agent_id, 0) + 1
+        assert on == self._on, "R7: leases per agent are not what the ledger holds"
+        assert of == self._of, "R7: leases per model are not what the ledger holds"
+        assert len(self._expiry) == len(self._held), "R8: a lease without a deadline, or a deadline without a lease"
