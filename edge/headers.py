@@ -46,7 +46,7 @@ _NOT_FOR_NODES: Final = _HOP_BY_HOP | {
 }
 _NOT_FOR_WEB: Final = _HOP_BY_HOP | {b"content-length", b"expect"}
 _FOR_WEB_FROM_CLIENT: Final = frozenset((b"x-router-history",))
-_NOT_FOR_CLIENTS: Final = _HOP_BY_HOP | {b"content-length", b"x-request-id", b"x-ollama-node"}
+_NOT_FOR_CLIENTS: Final = _HOP_BY_HOP | {b"content-length"}
 
 _REASONS: Final = {
     100: "Continue", 200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 301: "Moved Permanently",
@@ -87,6 +87,13 @@ def plain_target(head: RequestHead) -> bytes:
     return path + b"?" + head.query if head.query else path
 
 
+def _add(parts: list[bytes], extra: Iterable[Header]) -> None:
+    for name, value in extra:
+        if b"\n" in value or b"\r" in value:
+            raise ValueError(f"a value of {name!r} would break the line")
+        parts.append(b"%b: %b\r\n" % (name, value))
+
+
 def _named_by_connection(fields: dict[bytes, bytes]) -> frozenset[bytes]:
     """Headers that `Connection` makes hop-by-hop."""
     connection = fields.get(b"connection")
@@ -124,8 +131,7 @@ def request_head(
     if client:
         parts.append(b"X-Forwarded-For: %b\r\n" % client)
     parts.append(b"X-Request-Id: %b\r\n" % request_id.encode("ascii"))
-    for name, value in extra:
-        parts.append(b"%b: %b\r\n" % (name, value))
+    _add(parts, extra)
     if body_length or head.method != "GET":
         parts.append(b"Content-Length: %d\r\n" % body_length)
     parts.append(b"\r\n")
@@ -161,9 +167,11 @@ def response_head(
     """The head of a node's answer as the client gets it.
 
     `framing` is how the body will follow: "length" (of `length` bytes, or as the node said), "chunked", "close" (ends with the
-    connection, which is then said), "none" (no body; a length that the node told, as for HEAD, passes).
+    connection, which is then said), "none" (no body; a length that the node told, as for HEAD, passes). `extra` replaces the node's
+    headers of the same names.
     """
-    named = _named_by_connection(head.fields)
+    extra = tuple(extra)
+    dropped = _named_by_connection(head.fields).union(name.lower() for name, _ in extra)
     if length is None:
         length = head.content_length
     if framing == "none":
@@ -176,15 +184,14 @@ def response_head(
     parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
     for name, value in head.headers:
         key = name.lower()
-        if key in _NOT_FOR_CLIENTS or key in named or key.startswith(_OURS[1]):
+        if key in _NOT_FOR_CLIENTS or key in dropped or key.startswith(_OURS[1]):
             if key in (b"content-length", b"transfer-encoding") and frame:
                 parts.append(frame)
                 frame = b""
             continue
         parts.append(b"%b: %b\r\n" % (name, value))
     parts.append(frame)
-    for name, value in extra:
-        parts.append(b"%b: %b\r\n" % (name, value))
+    _add(parts, extra)
     if not keep_alive or framing == "close":
         parts.append(b"Connection: close\r\n")
     parts.append(b"\r\n")
@@ -204,8 +211,7 @@ def simple_response(
     parts = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, "Status").encode("ascii"))]
     if content_type:
         parts.append(b"Content-Type: %b\r\n" % content_type.encode("ascii"))
-    for name, value in extra:
-        parts.append(b"%b: %b\r\n" % (name, value))
+    _add(parts, extra)
     parts.append(b"Content-Length: %d\r\n" % len(body))
     if not keep_alive:
         parts.append(b"Connection: close\r\n")
@@ -217,6 +223,7 @@ def simple_response(
 
 def error_body(protocol: Protocol, status: int, text: str, *, request_id: str = "") -> tuple[bytes, str]:
     """An error in the manners of `protocol`: (body, content type)."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
     if protocol is Protocol.NATIVE:
         return go_json({"error": text}), "application/json; charset=utf-8"
     if protocol is Protocol.ANTHROPIC:
@@ -225,6 +232,24 @@ def error_body(protocol: Protocol, status: int, text: str, *, request_id: str = 
     else:
         envelope = {"error": {"message": text, "type": _OPENAI_TYPES.get(status, "api_error"), "param": None, "code": None}}
     return go_json(envelope) + b"\n", "application/json"
+
+
+def error_response(
+    status: int,
+    text: str,
+    *,
+    request_id: str,
+    protocol: Protocol = Protocol.NATIVE,
+    retry_after_s: int | None = None,
+    keep_alive: bool = True,
+    extra: Iterable[Header] = (),
+) -> bytes:
+    """`error_body` as a whole answer, with `X-Request-Id`."""
+    body, content_type = error_body(protocol, status, text, request_id=request_id)
+    headers = [*extra, (b"X-Request-Id", safe_value(request_id))]
+    if retry_after_s is not None:
+        headers.append((b"Retry-After", b"%d" % retry_after_s))
+    return simple_response(status, body, content_type=content_type, extra=headers, keep_alive=keep_alive)
 
 
 def go_json(value: object) -> bytes:

@@ -78,10 +78,14 @@ class Limits:
     """For a client that takes no byte of its answer."""
 
 
+DEFAULT_LIMITS: Final = Limits()
+
+
 class ClientConnection:
     """One accepted socket (non-blocking, stdlib). Belongs to one task; `close` may be called by any.
 
     `must_close`: no further request will be read. `gone`: the client left while a request was worked on, or a send failed.
+    `answered`: bytes of an answer to the current request were sent.
     `waits`: between two requests, nothing read of the next.
     """
 
@@ -100,6 +104,7 @@ class ClientConnection:
         "_scope",
         "_watch",
         "_write_by",
+        "answered",
         "deadline",
         "fd",
         "gone",
@@ -113,7 +118,7 @@ class ClientConnection:
     )  # fmt: skip
 
     def __init__(
-        self, sock: socket.socket, watch: Watch, *, peer: tuple[str, int] = ("", 0), local_port: int = 0, limits: Limits = Limits()
+        self, sock: socket.socket, watch: Watch, *, peer: tuple[str, int] = ("", 0), local_port: int = 0, limits: Limits = DEFAULT_LIMITS
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
@@ -122,6 +127,7 @@ class ClientConnection:
         self.local_port = local_port
         self.must_close = False
         self.gone = False
+        self.answered = False
         self.waits = False
         self.timed_out = False
         self.deadline = NEVER
@@ -150,6 +156,7 @@ class ClientConnection:
         """
         if self._backlog:
             await self.flush()
+        self.answered = False
         data = self._buffer
         self._buffer = b""
         if not data:
@@ -233,6 +240,7 @@ class ClientConnection:
         if self._continue:
             self._continue = False
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.answered = False
         data = await self._receive(BODY_RECEIVE_BYTES, "the request's body took too long")
         if not data:
             self._lose()
@@ -278,6 +286,7 @@ class ClientConnection:
         """Send `data`. Returns when it was taken by the kernel, or is held for a slow client. Raises ClientGone."""
         if self.gone or self._closed:
             raise ClientGone("the client is gone")
+        self.answered = True
         if not self._backlog:
             try:
                 sent = self.sock.send(data)

@@ -57,18 +57,18 @@ class UpstreamConnection:
         "_parser",
         "_pieces",
         "_reason",
-        "_streak",
         "_strangers",
+        "_streak",
         "_watch",
+        "bytes_received",
+        "bytes_sent",
         "chunks_seen",
         "deadline",
         "fd",
         "idle_in",
         "on_body",
         "peer_left",
-        "bytes_received",
         "reused",
-        "bytes_sent",
         "sock",
         "upstream",
     )  # fmt: skip
@@ -181,6 +181,11 @@ class UpstreamConnection:
         return self._early
 
     # ------------------------------------------------------------ receiving
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether `read_some` returns or raises without waiting."""
+        return bool(self._pieces) or self._complete or self._cut is not None
 
     async def read_head(self) -> ResponseHead:
         """The answer's head; interim ones (1xx) are skipped. Waits for ever: silence is normal. Raises UpstreamCut."""
