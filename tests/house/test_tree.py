@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from agent import config as agent_settings
+from servers import settings as coordinator_settings
 from tests.house.tree import ROOMS, ROOT, dotted, files, mirror_of, modules
 
 FUNCTION_LINES_MAX = 70
@@ -50,6 +52,15 @@ def test_the_architecture_page_lists_every_module() -> None:
     assert existing - named == set(), "modules that docs/architecture.md does not list"
     packages = {dotted(path.parent) for room in ROOMS for path in files("__init__.py", under=room)}
     assert named - existing - packages == set(), "docs/architecture.md lists what does not exist"
+
+
+def test_the_operators_page_lists_every_setting_and_none_that_does_not_exist() -> None:
+    page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+    coordinator, _, agent = page.partition("## The agent's settings")
+    for text, settings in ((coordinator, {setting.name for setting in coordinator_settings.TABLE}), (agent, set(agent_settings.TABLE))):
+        assert settings - set(re.findall(r"`([A-Z_]+)`", text)) == set(), "settings that docs/operators.md does not list"
+        rows = re.findall(r"^\| `([A-Z_]+)`", text, re.MULTILINE)
+        assert sorted(rows) == sorted(settings & set(rows)), "rows of docs/operators.md that are no settings, or double"
 
 
 @pytest.mark.parametrize("path", modules("core"), ids=str)
