@@ -138,6 +138,13 @@ def _url(value: str) -> str:
     return text.rstrip("/")
 
 
+def _plain_url(value: str) -> str:
+    """Such a URL without TLS: the gateway speaks plain HTTP to the Ollama beside it."""
+    if not (url := _url(value)).startswith("http://"):
+        raise ValueError
+    return url
+
+
 def _path(value: str) -> Path:
     return Path(value).expanduser()
 
@@ -157,7 +164,7 @@ _HTTP_URL: Final = "a URL such as http://192.168.1.5:8080"
 TABLE: Final[Mapping[str, _Setting]] = {
     "ROUTER_URL": _Setting(_url, _HTTP_URL, "COORDINATOR_URL"),
     "OLLAMA_PORT": _Setting(_integer_between(1, 65535), "a port from 1 to 65535"),
-    "OLLAMA_API_BASE": _Setting(_url, f"a URL such as http://127.0.0.1:{OLLAMA_PORT}"),
+    "OLLAMA_API_BASE": _Setting(_plain_url, f"a URL such as http://127.0.0.1:{OLLAMA_PORT}"),
     "AGENT_API_PORT": _Setting(_integer_between(0, 65535), "a port from 0 (any free one) to 65535"),
     "AGENT_ADVERTISE_ADDRESS": _Setting(_token, "an address under which the coordinator reaches this machine"),
     "AGENT_HEARTBEAT_INTERVAL_SECS": _Setting(_between(1, 300), "a number of seconds from 1 to 300"),

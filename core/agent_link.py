@@ -367,7 +367,7 @@ class AgentLink:
         if retry_after_s is not None:
             pause_s = max(pause_s, min(retry_after_s, RETRY_AFTER_MAX_S))
         self._due = Instant(now + pause_s)
-        if self._draining and self.state is LinkState.UNREGISTERED:
+        if self._draining and (self.state is LinkState.UNREGISTERED or not self._work.in_flight):
             return self._leave()
         if text == self._complaint:
             return []

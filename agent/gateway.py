@@ -1,0 +1,307 @@
+"""The agent's own port: the local Ollama, for callers that show the gateway's credential.
+
+Decides who may pass and what an honest end is made of (with `edge.relay`); never which node serves a request. Inference routes are
+counted, and told truly: a failure before the first byte is a 502 that says which, a cut after it an error in-band and no last chunk.
+All other routes pass as they are, streaming both ways.
+
+Invariants: a request id is in `in_flight` exactly while its request is worked on; nothing but `/healthz` is answered without the
+credential, and nothing at all before there is one; a caller that leaves closes the local request at once; an answer of Ollama that
+says itself that it failed passes as it came, for the coordinator to judge.
+"""
+
+import errno
+import hmac
+import itertools
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, cast
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import structlog
+import trio
+
+from agent.config import port_of
+from agent.log import LINES_MAX, LogTail
+from core.errors import ConfigError
+from core.events import Failure, Route, Upstream
+from core.units import MIB
+from edge.body import Body, BodyBudget, inspect, inspect_async, read_body
+from edge.headers import error_response, request_head, response_head, safe_value, simple_response
+from edge.listener import Denied, Listener, bind
+from edge.pool import DialFailed, Pool
+from edge.relay import Failed, Good, open_answer, pour
+from edge.web import WebPass
+from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut, Watch
+
+CREDENTIAL_HEADER: Final = b"x-ollama-router-credential"
+FAILURE_HEADER: Final = b"X-Ollama-Router-Failure"
+HOLD_BYTES: Final = 16 * MIB
+"""A non-streaming answer is held until whole up to this size (contract 4)."""
+
+INSPECT_INLINE_BYTES: Final = 256 * 1024
+"""Larger bodies are looked into by a worker thread."""
+
+LINES_DEFAULT: Final = 200
+RECENT: Final = 0.2
+"""Weight of the newest answer in the average response time."""
+
+_UNKNOWN_CALLER: Final = "this is the gateway of an Ollama Router agent: send requests to the router, it alone has the credential"
+
+
+class Gateway:
+    """One gateway in front of one Ollama. `credential` is what callers must show; until it is set none may pass."""
+
+    def __init__(self, ollama_url: str, *, tail: LogTail | None = None) -> None:
+        parts = urlsplit(ollama_url)
+        self.credential: bytes | None = None
+        self.average_response_time_ms: float | None = None
+        self._upstream = Upstream(host=parts.hostname or "", port=port_of(ollama_url), base_path=parts.path)
+        self._tail = tail
+        self._watch = Watch()
+        self._pool = Pool(self._watch)
+        self._budget = BodyBudget()
+        self._serials = itertools.count()
+        self._in_flight: dict[int, str] = {}
+        self._log = structlog.get_logger()
+
+    def in_flight(self) -> tuple[str, ...]:
+        """The ids of the inference requests inside, oldest first."""
+        return tuple(self._in_flight.values())
+
+    async def run(self, host: str, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until cancelled. Started with the port; port 0 picks a free one.
+
+        Raises:
+            ConfigError: the port cannot be used.
+        """
+        try:
+            sockets = bind(host, port)
+        except OSError as error:
+            why = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ConfigError(f"AGENT_API_PORT: port {port} cannot be opened ({why}); set another one") from None
+        listener = Listener(
+            gate=self._gate,
+            proxy=self,
+            web=cast(WebPass, _Others(self)),
+            watch=self._watch,
+            new_id=_new_id,
+            report=lambda error: self._log.error("a request failed inside the gateway", exc_info=error),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch.run)
+            await nursery.start(listener.serve, sockets)
+            task_status.started(sockets[0].getsockname()[1])
+
+    def allowed(self, head: RequestHead) -> bool:
+        """Whether the caller shows the credential. Takes equally long for all wrong ones."""
+        shown = head.fields.get(CREDENTIAL_HEADER, b"")
+        return self.credential is not None and hmac.compare_digest(shown, self.credential)
+
+    def _gate(self, _: ClientConnection, head: RequestHead) -> Denied | None:
+        return None if self.allowed(head) else Denied(status=401, text=_UNKNOWN_CALLER)
+
+    # ------------------------------------------------------------ inference
+
+    async def serve(self, conn: ClientConnection, head: RequestHead, route: Route) -> None:
+        """Answer one inference request; called by the listener, behind the gate.
+
+        Raises:
+            HttpError: the request itself cannot be read; nothing was sent.
+            ClientGone: the caller left.
+        """
+        request_id = _id_of(head)
+        with self._counted(request_id):
+            body = await read_body(conn, head, self._budget)
+            try:
+                await self._forward(conn, head, route, body, request_id)
+            finally:
+                body.close()
+
+    @contextmanager
+    def _counted(self, request_id: str) -> Iterator[None]:
+        serial = next(self._serials)
+        self._in_flight[serial] = request_id
+        try:
+            yield
+        finally:
+            del self._in_flight[serial]
+
+    async def _forward(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str) -> None:
+        began = time.monotonic()
+        stream = await _streams(head, route, body)
+        upstream: UpstreamConnection | None = None
+        failed: Failed | None = None
+        with trio.CancelScope() as scope:
+            conn.begin(scope)
+            try:
+                upstream, opened = await self._open(conn, head, route, body, request_id, stream)
+                if isinstance(opened, Failed):
+                    failed = opened
+                else:
+                    framing = opened.framing_for(conn)
+                    extra = [(b"X-Request-Id", request_id.encode("ascii"))]
+                    head_bytes = response_head(opened.head, framing=framing, keep_alive=not conn.must_close, extra=extra)
+                    poured = await pour(opened, upstream, conn, head_bytes=head_bytes, route=route)
+                    if poured.clean:
+                        self._took(1000 * (time.monotonic() - began))
+            finally:
+                conn.end()
+                if upstream is not None:
+                    self._pool.give_back(upstream)
+        if scope.cancelled_caught:
+            raise ClientGone("the caller left")
+        if failed is not None:
+            await self._tell(conn, failed, request_id)
+
+    async def _open(
+        self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str, stream: bool
+    ) -> tuple[UpstreamConnection, Good] | tuple[UpstreamConnection | None, Failed]:
+        """Send the request to Ollama and read the beginning of its answer. A stale kept connection is replaced once."""
+        data = request_head(head, self._upstream, request_id=request_id, body_length=body.length, client_host=conn.peer_host)
+        upstream = self._pool.take(self._upstream)
+        while True:
+            try:
+                upstream = upstream or await self._pool.dial(self._upstream)
+            except DialFailed as error:
+                return None, Failed(failure=Failure.REFUSED, text=f"Ollama cannot be reached: {error}")
+            opened = await self._exchange(upstream, data, body, route, stream)
+            if isinstance(opened, Good):
+                return upstream, opened
+            if not (upstream.reused and not upstream.bytes_received and opened.failure in (Failure.DIED, Failure.NOT_TAKEN)):
+                return upstream, opened
+            upstream.close()
+            upstream = None
+
+    async def _exchange(self, upstream: UpstreamConnection, data: bytes, body: Body, route: Route, stream: bool) -> Good | Failed:
+        try:
+            await upstream.send(data)
+            await body.send_to(upstream)
+        except UpstreamCut as error:
+            return Failed(failure=Failure.NOT_TAKEN, text=str(error))
+        return await open_answer(upstream, route=route, stream=stream, hold_bytes=HOLD_BYTES)
+
+    async def _tell(self, conn: ClientConnection, failed: Failed, request_id: str) -> None:
+        """Ollama's own words where it has any, else which failure it was."""
+        extra = [(b"X-Request-Id", request_id.encode("ascii"))]
+        if failed.kept is not None:
+            kept = failed.kept
+            head = response_head(kept.head, framing=kept.framing, keep_alive=not conn.must_close, extra=extra)
+            await conn.send(head + kept.framed())
+            return
+        extra.append((FAILURE_HEADER, failed.failure.value.encode()))
+        text = failed.text or "Ollama failed before it answered"
+        await conn.send(simple_response(502, msgspec.json.encode({"error": text}), extra=extra, keep_alive=not conn.must_close))
+
+    def _took(self, ms: float) -> None:
+        before = self.average_response_time_ms
+        self.average_response_time_ms = ms if before is None else before + RECENT * (ms - before)
+
+
+class _Others:
+    """Everything that is not inference; called by the listener in the web app's place."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def serve(self, conn: ClientConnection, head: RequestHead) -> None:
+        """Answer one request. Raises HttpError, ClientGone."""
+        gateway = self._gateway
+        if head.path == "/healthz":
+            await self._say(conn, head, 200, {"status": "ok"})
+        elif not gateway.allowed(head):
+            await conn.send(error_response(401, _UNKNOWN_CALLER, request_id=_new_id(), keep_alive=not conn.must_close))
+        elif head.path == "/logs":
+            await self._logs(conn, head)
+        else:
+            await self._pass(conn, head)
+
+    async def _logs(self, conn: ClientConnection, head: RequestHead) -> None:
+        asked = parse_qs(head.query.decode("latin-1")).get("tail", [str(LINES_DEFAULT)])[-1]
+        count = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0
+        if not 1 <= count <= LINES_MAX:
+            await self._say(conn, head, 400, {"error": f"tail must be a whole number from 1 to {LINES_MAX}"})
+            return
+        tail = self._gateway._tail
+        await self._say(conn, head, 200, {"lines": tail.last(count) if tail is not None else []})
+
+    async def _say(self, conn: ClientConnection, head: RequestHead, status: int, value: object) -> None:
+        if head.method not in ("GET", "HEAD"):
+            status, value = 405, {"error": f"{head.path} takes GET only"}
+        extra = [(b"X-Request-Id", _new_id().encode())] + ([(b"Allow", b"GET, HEAD")] if status == 405 else [])
+        head_only = head.method == "HEAD"
+        await conn.send(
+            simple_response(status, msgspec.json.encode(value), extra=extra, keep_alive=not conn.must_close, head_only=head_only)
+        )
+
+    async def _pass(self, conn: ClientConnection, head: RequestHead) -> None:
+        """Through to Ollama and back, byte for byte. A chunked body is read whole first, any other streams."""
+        gateway = self._gateway
+        body = await read_body(conn, head, gateway._budget) if head.chunked else None
+        upstream: UpstreamConnection | None = None
+        try:
+            with trio.CancelScope() as scope:
+                upstream = await gateway._pool.dial(gateway._upstream)
+                upstream.start(reused=False, no_body=head.method == "HEAD")
+                await self._send(conn, head, body, upstream)
+                conn.begin(scope)
+                await self._pour(conn, head, await upstream.read_head(), upstream)
+            if scope.cancelled_caught:
+                raise ClientGone("the caller left")
+        except (DialFailed, UpstreamCut) as error:
+            if conn.answered:
+                conn.must_close = True
+                return
+            failure = Failure.REFUSED if isinstance(error, DialFailed) else Failure.DIED
+            text = f"Ollama did not answer: {error}"
+            await gateway._tell(conn, Failed(failure=failure, text=text), _new_id())
+        finally:
+            conn.end()
+            if upstream is not None:
+                gateway._pool.give_back(upstream)
+            if body is not None:
+                body.close()
+
+    async def _send(self, conn: ClientConnection, head: RequestHead, body: Body | None, upstream: UpstreamConnection) -> None:
+        gateway = self._gateway
+        length = body.length if body is not None else head.content_length or 0
+        request_id = _id_of(head)
+        await upstream.send(request_head(head, gateway._upstream, request_id=request_id, body_length=length, client_host=conn.peer_host))
+        if body is not None:
+            await body.send_to(upstream)
+            return
+        while not upstream.answer_waiting() and (piece := await conn.read_body_some()):
+            await upstream.send(piece)
+
+    async def _pour(self, conn: ClientConnection, head: RequestHead, answer: ResponseHead, upstream: UpstreamConnection) -> None:
+        framing = answer.framing
+        if framing in ("chunked", "close"):
+            framing = "chunked" if head.version == "1.1" else "close"
+        if framing == "close":
+            conn.must_close = True
+        await conn.send(response_head(answer, framing=framing, keep_alive=not conn.must_close))
+        while piece := await upstream.read_some():
+            await conn.send(b"%x\r\n%b\r\n" % (len(piece), piece) if framing == "chunked" else piece)
+        if framing == "chunked":
+            await conn.send(b"0\r\n\r\n")
+
+
+async def _streams(head: RequestHead, route: Route, body: Body) -> bool:
+    """Whether the caller asked for a stream."""
+    if route is Route.V1_MODEL:
+        return False
+    content_type = head.fields.get(b"content-type", b"")
+    if body.data is not None and len(body.data) <= INSPECT_INLINE_BYTES:
+        return inspect(route, body.data, content_type=content_type).stream
+    return (await inspect_async(route, body, content_type=content_type)).stream
+
+
+def _id_of(head: RequestHead) -> str:
+    """The id that the caller gave this request, else a new one."""
+    return safe_value(head.fields.get(b"x-request-id", b"").decode("latin-1")[:200]).decode("ascii") or _new_id()
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
