@@ -1,0 +1,91 @@
+"""Effects reach the task that serves the request, in order, and a Cut reaches the attempt that runs."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from core.errors import LocalError
+from core.events import Cut, PassOn, Refuse, Wait
+from core.units import RequestId
+from edge.desk import Desk
+
+ID = RequestId("r")
+WAIT = Wait(request_id=ID, position=1, why="busy")
+PASS = PassOn(request_id=ID)
+
+
+def test_what_is_put_is_taken_in_order() -> None:
+    desk = Desk(ID)
+    assert desk.take_nowait() is None
+    desk.put(WAIT)
+    desk.put(PASS)
+    assert [desk.take_nowait(), desk.take_nowait(), desk.take_nowait()] == [WAIT, PASS, None]
+
+
+async def test_take_waits_for_an_effect() -> None:
+    desk = Desk(ID)
+    taken: list[object] = []
+
+    async def wait() -> None:
+        taken.append(await desk.take())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        assert not taken
+        desk.put(PASS)
+    assert taken == [PASS]
+
+
+async def test_a_cancelled_take_leaves_the_desk_usable() -> None:
+    desk = Desk(ID)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await desk.take()
+    desk.put(PASS)
+    assert await desk.take() == PASS
+
+
+async def test_one_task_at_a_desk() -> None:
+    desk = Desk(ID)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.take)
+        await wait_all_tasks_blocked()
+        with pytest.raises(LocalError):
+            await desk.take()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cut_cancels_the_running_attempt_and_says_why() -> None:
+    desk = Desk(ID)
+    with trio.CancelScope() as scope:
+        desk.begin(scope)
+        desk.put(Cut(request_id=ID, reason="its node is offline"))
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert desk.cut_reason == "its node is offline"
+    assert desk.take_nowait() is None
+
+
+async def test_a_cut_after_the_attempt_means_nothing() -> None:
+    desk = Desk(ID)
+    with trio.CancelScope() as scope:
+        desk.begin(scope)
+        desk.end()
+        desk.put(Cut(request_id=ID, reason="late"))
+        await trio.lowlevel.checkpoint()
+    assert not scope.cancelled_caught
+    assert desk.cut_reason is None
+
+
+async def test_a_new_attempt_forgets_the_last_cut() -> None:
+    desk = Desk(ID)
+    with trio.CancelScope() as scope:
+        desk.begin(scope)
+        desk.put(Cut(request_id=ID, reason="gone"))
+        await trio.lowlevel.checkpoint()
+    desk.end()
+    desk.begin(trio.CancelScope())
+    assert desk.cut_reason is None
+    desk.put(Refuse(request_id=ID, status=503, text="busy"))
+    assert desk.take_nowait() is not None
