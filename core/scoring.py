@@ -1,0 +1,258 @@
+"""Which of the eligible nodes gets a request: strategies behind one seam, chosen by name.
+
+Decides by what it is given: who is eligible is `core.registry`'s and `core.health`'s business, and what happens to a request whose best
+node is full is the router's. A strategy sees nodes in the order of their registration; ties go to the least recently chosen, then to the
+first. Scores are integers with named parts. Nothing here is kept between two calls but the round robin's place.
+
+* `auto`: expected node time, `(requests on the node + 1) * work + cold cost` in µs (routing.md 1.4, candidate A). A model that is not in
+  memory costs its load, one that is being loaded what is left of that. Requests that wait for a node count as if they were on it. A
+  node whose slots for the model are taken is a choice like any other: then the request waits for it.
+* `metrics`: the seed's `cpu + memory + active * 10`; round robin when every CPU is above 80 % or nobody has fresh numbers.
+* `least-busy`: fewest active requests. `round-robin`: in turns.
+Only `auto` holds requests back for a free slot; the others forward at once, as the seed does, and leave waiting to the nodes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from core.config import RouterConfig
+from core.learning import Speeds
+from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
+
+if TYPE_CHECKING:
+    from core.inventory import Inventory
+    from core.leases import Held
+    from core.registry import Agent
+
+CPU_BUSY_PERCENT: Final = 80.0
+ROWS_MAX: Final = 8
+"""Candidates that are kept for an explanation."""
+
+METRIC_SCALE: Final = 1000
+"""`metrics` scores in thousandths, so that they are integers."""
+
+Row = tuple["Agent", int, tuple[int, ...]]
+"""Node, score, parts in the order of the strategy's `part_names`."""
+
+
+class Ask:
+    """What a strategy needs to know of a request."""
+
+    __slots__ = ("input_tokens", "key", "needs_slot", "options", "output_tokens")
+
+    def __init__(self, key: ModelKey | None, *, options: str, input_tokens: int, output_tokens: int, needs_slot: bool) -> None:
+        self.key = key
+        """None: any node, no model is run."""
+        self.options = options
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.needs_slot = needs_slot
+
+
+class Load:
+    """What is in flight where. The mappings are their owners' own."""
+
+    __slots__ = ("ahead", "of_model", "on")
+
+    def __init__(
+        self, on: Mapping[AgentId, Mapping[LeaseId, "Held"]], of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int]
+    ) -> None:
+        self.on = on
+        """Leases per node."""
+        self.of_model = of_model
+        """Number of leases of the request's model per node."""
+        self.ahead = ahead
+        """Number of requests per node that wait for it and come before this one."""
+
+
+class Choice:
+    """What a strategy chose."""
+
+    __slots__ = ("agent", "patience", "room", "rows", "start_us", "work_us")
+
+    def __init__(self, agent: "Agent", *, room: bool, rows: list[Row], start_us: int = 0, work_us: int = 0, patience: int = 0) -> None:
+        self.agent = agent
+        self.room = room
+        """Whether the request may go there now."""
+        self.rows = rows
+        self.start_us = start_us
+        """Expected time until the node begins to answer."""
+        self.work_us = work_us
+        self.patience = patience
+        """With no room: how many more of the same kind would rather wait for this node than take the best one that has room."""
+
+
+class Strategy(Protocol):
+    """One way to choose. Stateless but for its place in a round."""
+
+    name: str
+    holds_back: bool
+    """Whether a choice may have no room because of slots."""
+    part_names: tuple[str, ...]
+
+    def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
+        """The best of `nodes`, which is not empty."""
+        ...
+
+
+class _Forwarding:
+    """What the strategies that forward at once have in common."""
+
+    name: str
+    holds_back = False
+    part_names: tuple[str, ...] = ("active",)
+
+    def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
+        """The best of those below their cap; of all when every one is at it."""
+        open_nodes = [node for node in nodes if node.max_concurrent is None or len(load.on.get(node.id, ())) < node.max_concurrent]
+        rows = self._rows(open_nodes or nodes, load, now)
+        return Choice(_least(rows), room=bool(open_nodes) or not ask.needs_slot, rows=rows)
+
+    def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
+        raise NotImplementedError
+
+
+class LeastBusy(_Forwarding):
+    """Fewest active requests."""
+
+    name = "least-busy"
+
+    def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
+        return [(node, active, (active,)) for node in nodes for active in (_active(node, load),)]
+
+
+class RoundRobin(_Forwarding):
+    """In turns: the least recently chosen."""
+
+    name = "round-robin"
+    part_names = ()
+
+    def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
+        return [(node, 0, ()) for node in nodes]
+
+
+class SeedMetrics(_Forwarding):
+    """The seed's formula. Nodes without an agent count with the mean of the others' numbers."""
+
+    name = "metrics"
+    part_names = ("cpu", "memory", "active")
+
+    def __init__(self, fresh_s: float) -> None:
+        self._fresh_s = fresh_s
+
+    def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
+        fresh = [node for node in nodes if node.metrics_at is not None and now - node.metrics_at <= self._fresh_s]
+        scored = [node for node in nodes if node.agentless or node in fresh] if fresh else []
+        if not fresh or all(node.cpu_usage > CPU_BUSY_PERCENT for node in fresh):
+            return [(node, 0, (0, 0, 0)) for node in nodes]
+        mean_cpu = sum(node.cpu_usage for node in fresh) / len(fresh)
+        mean_memory = sum(node.memory_usage for node in fresh) / len(fresh)
+        rows = []
+        for node in scored:
+            cpu = round((mean_cpu if node.agentless else node.cpu_usage) * METRIC_SCALE)
+            memory = round((mean_memory if node.agentless else node.memory_usage) * METRIC_SCALE)
+            active = _active(node, load) * 10 * METRIC_SCALE
+            rows.append((node, cpu + memory + active, (cpu, memory, active)))
+        return rows
+
+
+class Auto:
+    """Expected node time: see the module."""
+
+    name = "auto"
+    holds_back = True
+    part_names = ("work", "ahead", "cold")
+
+    def __init__(self, speeds: Speeds) -> None:
+        self._speeds = speeds
+
+    def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
+        """One pass over the nodes, on integers: this runs for every request."""
+        key, on, of_model, ahead, speeds = ask.key, load.on, load.of_model, load.ahead, self._speeds
+        if key is None or not ask.needs_slot:
+            return self._light(ask, nodes, load)
+        rows: list[Row] = []
+        best: Row | None = None
+        best_open: Row | None = None
+        for node in nodes:
+            rates = speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots)
+            work = rates.overhead_us + (ask.input_tokens * rates.prefill_ns + ask.output_tokens * rates.decode_ns) // 1000 + 1
+            if node.weight is not None:
+                work = int(work / node.weight) + 1
+            here = len(on.get(node.id, ()))
+            count = here + node.beyond + ahead.get(node.id, 0)
+            inventory = node.inventory
+            cold = 0
+            if inventory.loading or key not in inventory.resident or inventory.needs_reload(key, ask.options):
+                cold = _cold_us(inventory, key, ask.options, rates.load_us, now)
+            row = (node, (count + 1) * work + cold, (work, count, cold))
+            rows.append(row)
+            if best is None or row[1] < best[1] or (row[1] == best[1] and node.last_chosen < best[0].last_chosen):
+                best = row
+            open_now = of_model.get(node.id, 0) < node.slots and (node.max_concurrent is None or here < node.max_concurrent)
+            if open_now and (
+                best_open is None or row[1] < best_open[1] or (row[1] == best_open[1] and node.last_chosen < best_open[0].last_chosen)
+            ):
+                best_open = row
+        assert best is not None, "a choice among no nodes"
+        return self._choice(ask, best, best_open, rows, load)
+
+    def _choice(self, ask: Ask, best: Row, best_open: Row | None, rows: list[Row], load: Load) -> Choice:
+        node, score, (work, _, cold) = best
+        # A tie between waiting and going is no reason to wait.
+        if best_open is not None and best_open[1] == score:
+            best = best_open
+            node, _, (work, _, cold) = best
+        room = best is best_open
+        queued = 0 if room else max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
+        patience = 0 if best_open is None or room else (best_open[1] - score - 1) // work
+        return Choice(node, room=room, rows=rows, start_us=queued * work + cold, work_us=work, patience=patience)
+
+    def _light(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice:
+        """A request that costs a node next to nothing: fewest active requests; one that only loads goes where that is cheapest."""
+        key = ask.key
+        rows: list[Row] = []
+        for node in nodes:
+            active = _active(node, load)
+            cold = 0
+            if key is not None and key not in node.inventory.resident:
+                cold = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots).load_us
+            rows.append((node, active + cold, (0, active, cold)))
+        return Choice(_least(rows), room=True, rows=rows)
+
+
+def strategy(config: RouterConfig, speeds: Speeds) -> Strategy:
+    """The strategy that `config` names."""
+    makers: dict[str, Callable[[], Strategy]] = {
+        "auto": lambda: Auto(speeds),
+        "metrics": lambda: SeedMetrics(config.metrics_fresh_s),
+        "least-busy": LeastBusy,
+        "round-robin": RoundRobin,
+    }
+    return makers[config.strategy]()
+
+
+def best_first(rows: list[Row]) -> list[Row]:
+    """The best `ROWS_MAX`, best first."""
+    return sorted(rows, key=lambda row: (row[1], row[0].last_chosen))[:ROWS_MAX]
+
+
+def _least(rows: list[Row]) -> "Agent":
+    return min(rows, key=lambda row: (row[1], row[0].last_chosen))[0]
+
+
+def _active(node: "Agent", load: Load) -> int:
+    return len(load.on.get(node.id, ())) + node.beyond
+
+
+def _cold_us(inventory: "Inventory", key: ModelKey, options: str, load_us: int, now: Instant) -> int:
+    """What must pass before the model can answer: its load, after those that the node is already at (it loads one at a time)."""
+    if key not in inventory.loading and key in inventory.resident:
+        if not inventory.needs_reload(key, options):
+            return 0
+    elif key in inventory.loading:
+        load_us = 0
+    for loading in inventory.loading.values():
+        left_s = max(loading.expected_s - (now - loading.since), loading.expected_s / 8)
+        load_us += int(left_s * MICROS_PER_S)
+    return load_us
