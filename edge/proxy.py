@@ -8,6 +8,7 @@ properly for the client.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import trio
@@ -20,7 +21,6 @@ from core.events import (
     Forward,
     Lease,
     PassOn,
-    Protocol,
     Pulse,
     Refuse,
     RequestCame,
@@ -32,10 +32,10 @@ from core.events import (
 from core.units import AgentId, RequestId
 from edge.body import Body, BodyBudget, BodyFacts, inspect, inspect_async, read_body
 from edge.desk import Decider, Desk
-from edge.headers import error_body, request_head, response_head, simple_response
+from edge.headers import error_body, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
-from edge.relay import Failed, Good, Kept, Poured, end_badly, open_answer, pour
-from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead, UpstreamConnection, UpstreamCut
+from edge.relay import Failed, Good, Kept, end_badly, open_answer, pour
+from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
 
 STALE_WITHIN_S: Final = 1.0
 """A re-used connection that breaks this soon after a request, without a byte, was closed by the node before it saw the request."""
@@ -225,44 +225,58 @@ class _One:
 
     async def _attempt(self, lease: Lease) -> None:
         """Try one node. Returns when another effect is to be carried out; raises `_Ended` when the client has its answer."""
-        good: Good | None = None
-        upstream: UpstreamConnection | None = None
-        failed: Failed | None = None
-        live, options = self.live, self.proxy._options
+        opened: Good | Failed | None = None
+        live, limit_s = self.live, self.proxy._options.first_token_timeout_s
         with trio.CancelScope() as scope:
             live.agent_id, live.scope, live.stalled = lease.agent_id, scope, False
             self.conn.begin(scope)
             self.desk.begin(scope)
-            if options.first_token_timeout_s:
-                scope.deadline = trio.current_time() + options.first_token_timeout_s
+            if limit_s:
+                scope.deadline = trio.current_time() + limit_s
             try:
-                upstream, opened = await self._open(lease)
-                if isinstance(opened, Failed):
-                    failed = opened
-                else:
-                    good = opened
-                    scope.deadline = float("inf")
-                    self.proxy._decider.apply(FirstByte(request_id=self.request_id))
-                    poured = await pour(good, upstream, self.conn, head_bytes=self._head_bytes(good, lease), route=self.route)
-                    self._give_back(upstream)
-                    raise _Ended(self._settled(good, poured))
+                opened = await self._open(lease)
+                if isinstance(opened, Good):
+                    scope.deadline = inf
+                    await self._answer(opened, lease)
             finally:
                 self.desk.end()
                 self.conn.end()
-                live.upstream = live.scope = None
-                if upstream is not None and not upstream.reusable:
-                    upstream.close()
-        if failed is not None:
-            self._give_back(upstream)
-            self._keep(failed, lease)
-            self._attempt_ended(failed.failure, failed.status, failed.text, failed.repeat_guard)
-            return
-        await self._interrupted(good, upstream)
+                live.scope = None
+                self._let_go()
+        if isinstance(opened, Failed):
+            if opened.kept is not None:
+                self.kept = (opened.kept, lease.agent_name)
+            self._attempt_ended(opened.failure, opened.status, opened.text, opened.repeat_guard)
+        else:
+            await self._interrupted(opened)
 
-    async def _interrupted(self, good: Good | None, upstream: UpstreamConnection | None) -> None:
-        """The attempt's scope was cancelled: by the client's leaving, by the router, or by a limit."""
+    async def _answer(self, good: Good, lease: Lease) -> None:
+        """Pour a good answer out. Raises `_Ended`."""
+        upstream = self.live.upstream
+        assert upstream is not None
+        self.proxy._decider.apply(FirstByte(request_id=self.request_id))
+        poured = await pour(good, upstream, self.conn, head_bytes=self._head_bytes(good, lease), route=self.route)
+        raise _Ended(
+            Settled(
+                request_id=self.request_id,
+                ending=Ending.SUCCESS if poured.clean else Ending.ERROR,
+                status=good.head.status,
+                message=poured.error_text,
+                node_fault=poured.node_failure,
+                usage=poured.usage,
+                body_bytes=poured.body_bytes,
+                chunks=poured.chunks,
+            )
+        )
+
+    def _let_go(self) -> None:
+        """Back into the pool, which closes what cannot be used again."""
+        upstream, self.live.upstream = self.live.upstream, None
         if upstream is not None:
-            upstream.close()
+            self.proxy._pool.give_back(upstream)
+
+    async def _interrupted(self, good: Good | None) -> None:
+        """The attempt's scope was cancelled: by the client's leaving, by the router, or by a limit."""
         if self.conn.gone:
             raise ClientGone
         failure, why = Failure.TIMEOUT, "the node gave no token within the configured limit"
@@ -276,26 +290,28 @@ class _One:
         await end_badly(good, self.conn, self.route, why)
         raise _Ended(
             Settled(
-                request_id=self.request_id, ending=Ending.ERROR, status=good.head.status, message=why, node_fault=failure,
+                request_id=self.request_id,
+                ending=Ending.ERROR,
+                status=good.head.status,
+                message=why,
+                node_fault=failure,
                 body_bytes=good.body_bytes,
             )
-        )  # fmt: skip
+        )
 
-    async def _open(self, lease: Lease) -> tuple[UpstreamConnection | None, Good | Failed]:
-        """Send the request to the node and read the beginning of its answer."""
+    async def _open(self, lease: Lease) -> Good | Failed:
+        """Send the request to the node and read the beginning of its answer. `live.upstream` is the connection."""
+        pool, live = self.proxy._pool, self.live
         try:
-            upstream = self.proxy._pool.take(lease.upstream) or await self.proxy._pool.dial(lease.upstream)
+            live.upstream = pool.take(lease.upstream) or await pool.dial(lease.upstream)
+            opened = await self._exchange(live.upstream, lease)
+            if isinstance(opened, Failed) and self._was_stale(live.upstream, opened):
+                self._let_go()
+                live.upstream = await pool.dial(lease.upstream)
+                opened = await self._exchange(live.upstream, lease)
         except DialFailed as error:
-            return None, Failed(failure=Failure.REFUSED, text=str(error))
-        opened = await self._exchange(upstream, lease)
-        if isinstance(opened, Good) or not self._was_stale(upstream, opened):
-            return upstream, opened
-        upstream.close()
-        try:
-            upstream = await self.proxy._pool.dial(lease.upstream)
-        except DialFailed as error:
-            return None, Failed(failure=Failure.REFUSED, text=str(error))
-        return upstream, await self._exchange(upstream, lease)
+            return Failed(failure=Failure.REFUSED, text=str(error))
+        return opened
 
     def _was_stale(self, upstream: UpstreamConnection, failed: Failed) -> bool:
         return (
@@ -307,7 +323,7 @@ class _One:
 
     async def _exchange(self, upstream: UpstreamConnection, lease: Lease) -> Good | Failed:
         live = self.live
-        live.upstream, live.last_progress, live.heard_at = upstream, upstream.bytes_received, self.proxy._clock()
+        live.last_progress, live.heard_at = 0, self.proxy._clock()
         head = self._request_head(lease)
         try:
             data = self.body.data
@@ -317,9 +333,7 @@ class _One:
                 await upstream.send(head)
                 await self.body.send_to(upstream)
         except UpstreamCut as error:
-            if not upstream.answer_waiting():
-                upstream.close()
-                return Failed(failure=Failure.NOT_TAKEN, text=str(error))
+            return Failed(failure=Failure.NOT_TAKEN, text=str(error))
         return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.proxy._options.answer_hold_bytes)
 
     def _request_head(self, lease: Lease) -> bytes:
@@ -341,40 +355,24 @@ class _One:
             AttemptEnded(request_id=self.request_id, failure=failure, status=status, text=text[:4096], repeat_guard=repeat_guard)
         )
 
-    def _give_back(self, upstream: UpstreamConnection | None) -> None:
-        if upstream is not None:
-            self.proxy._pool.give_back(upstream)
-
-    def _keep(self, failed: Failed, lease: Lease) -> None:
-        if failed.kept is not None:
-            self.kept = (failed.kept, lease.agent_name)
-
     # ------------------------------------------------------------ answers
 
     def _extra(self, node: str | None) -> list[tuple[bytes, bytes]]:
         extra = [(b"X-Request-Id", self.request_id.encode())]
         if node is not None:
-            extra.append((b"X-Ollama-Node", node.encode("ascii", "replace")))
+            extra.append((b"X-Ollama-Node", safe_value(node)))
         return extra
 
     def _head_bytes(self, good: Good, lease: Lease) -> bytes:
+        framing = good.framing_for(self.head)
+        if framing == "close":
+            self.conn.must_close = True
         return response_head(
             good.head,
-            framing=good.framing_for(self.conn),
+            framing=framing,
+            length=good.length,
             keep_alive=not self.conn.must_close,
             extra=self._extra(lease.agent_name),
-        )
-
-    def _settled(self, good: Good, poured: Poured) -> Settled:
-        return Settled(
-            request_id=self.request_id,
-            ending=Ending.SUCCESS if poured.clean else Ending.ERROR,
-            status=good.head.status,
-            message=poured.error_text,
-            node_fault=poured.node_failure,
-            usage=poured.usage,
-            body_bytes=poured.body_bytes,
-            chunks=poured.chunks,
         )
 
     async def _pass_on(self, effect: PassOn) -> Settled:
@@ -385,8 +383,8 @@ class _One:
         extra = self._extra(node)
         if effect.retry_after_s is not None:
             extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
-        head = response_head(kept.head, framing=kept.framing, keep_alive=not self.conn.must_close, extra=extra)
-        await self.conn.send(head + kept.framed())
+        head = response_head(kept.head, framing="length", length=len(kept.body), keep_alive=not self.conn.must_close, extra=extra)
+        await self.conn.send(head + kept.body)
         return Settled(
             request_id=self.request_id,
             ending=Ending.ERROR,
@@ -404,9 +402,4 @@ class _One:
         await self.conn.send(
             simple_response(effect.status, body, content_type=content_type, extra=extra, keep_alive=not self.conn.must_close)
         )
-        return Settled(
-            request_id=self.request_id, ending=Ending.ERROR, status=effect.status, message=effect.text, body_bytes=len(body)
-        )
-
-
-__all__ = ["CREDENTIAL_HEADER", "HttpError", "Protocol", "Proxy", "ProxyOptions"]
+        return Settled(request_id=self.request_id, ending=Ending.ERROR, status=effect.status, message=effect.text, body_bytes=len(body))
