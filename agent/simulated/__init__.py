@@ -1,1 +1,7 @@
-"""A simulated Ollama on a real socket, for the demo and for tests. It always says that it is simulated."""
+"""A simulated Ollama: real sockets, recorded manners, made-up words. For trying the router without a GPU, and for its tests."""
+
+from agent.simulated.faults import Fault
+from agent.simulated.models import Knobs, NodeSpec, SimulatedModel, demo_nodes, guessed_model, recorded_models
+from agent.simulated.server import SimulatedOllama
+
+__all__ = ["Fault", "Knobs", "NodeSpec", "SimulatedModel", "SimulatedOllama", "demo_nodes", "guessed_model", "recorded_models"]

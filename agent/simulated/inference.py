@@ -1,0 +1,323 @@
+"""One inference request of a simulated Ollama, from its body to its last byte, and the faults on the way.
+
+Decides what is written when the machine says that something is due. Knows the machine only through `Engine`.
+
+Invariant: whatever way this ends, the machine is told, so that nothing is generated for a client that has left.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from agent.simulated import native, openai
+from agent.simulated.answers import Piece, answer, go_json, whole_microseconds
+from agent.simulated.asking import Ask, Finder, ask_chat, ask_embed, ask_embeddings, ask_generate
+from agent.simulated.engine import Desk, Engine, RequestLog
+from agent.simulated.faults import BUSY, LINE_TEXT, LOAD_TEXT, RUNNER_GONE, Fault, Faults
+from agent.simulated.models import Knobs
+from agent.simulated.native import JSON_TYPE, Figures, NativeWriter, Wall
+from agent.simulated.openai import OpenAIWriter, TranslationError
+from agent.simulated.reading import Refusal, read_request
+from agent.simulated.wire import ConnectionOver, Reply, Request
+from core.simulation.node import Came
+
+Asker = Callable[[dict[str, Any], Finder, Knobs], Ask]
+Writer = NativeWriter | OpenAIWriter
+
+ASKERS: Final[dict[str, tuple[str, Asker]]] = {
+    "/api/generate": ("GenerateRequest", ask_generate),
+    "/api/chat": ("ChatRequest", ask_chat),
+    "/api/embed": ("EmbedRequest", ask_embed),
+    "/api/embeddings": ("EmbeddingRequest", ask_embeddings),
+    "/v1/chat/completions": ("ChatCompletionRequest", openai.ask_chat_completion),
+    "/v1/completions": ("CompletionRequest", openai.ask_completion),
+    "/v1/embeddings": ("OpenAIEmbedRequest", openai.ask_embedding),
+}
+STATUS_TEXTS: Final = {500: RUNNER_GONE, 503: BUSY, 499: "request canceled"}
+CANCELLED_TEXT: Final = "error reading llama-server response: context canceled"
+HTML: Final = b"<html><head><title>502 Bad Gateway</title></head><body>nothing here</body></html>"
+MID_STREAM: Final = frozenset({"close", "reset", "cut", "end", "error", "stall", "malformed", "huge"})
+
+
+class Inference:
+    """Serves the inference routes of one node."""
+
+    def __init__(self, engine: Engine, faults: Faults, knobs: Knobs, find: Finder, wall: Wall) -> None:
+        self.engine = engine
+        self.knobs = knobs
+        self.wall = wall
+        self._faults = faults
+        self._find = find
+
+    async def serve(self, request: Request, reply: Reply, log: RequestLog) -> None:
+        """Answer `request`. Raises `ConnectionOver` when the connection is of no further use."""
+        began = time.perf_counter()
+        v1 = request.path.startswith("/v1/")
+        try:
+            struct, asker = ASKERS[request.path]
+            fields = _read(bytes(request.body), struct, v1=v1)
+            log.model = fields.get("model", "")
+            fault = self._faults.pick(request.path, log.model)
+            log.fault = fault.kind if fault else None
+            if fault is not None and await self.at_once(fault, reply):
+                return
+            ask = asker(fields, self._find, self.knobs)
+        except (Refusal, TranslationError) as refusal:
+            kind, body = openai.refused(refusal) if v1 else native.refused(_plain(refusal), stream=False)
+            await reply.whole(_plain(refusal).status, body, kind)
+            return
+        await _Serving(self, ask, reply, log, fault, request.path, began).run()
+
+    async def at_once(self, fault: Fault, reply: Reply) -> bool:
+        """Carry out a fault that needs no scheduling. False: the request goes on."""
+        match fault.kind:
+            case "silent":
+                await trio.sleep_forever()
+            case "close" | "reset" | "cut" if fault.after_tokens == 0:
+                if fault.kind == "reset":
+                    reply.connection.reset()
+                raise ConnectionOver
+            case "status" | "error" if fault.kind == "status" or fault.after_tokens == 0:
+                status = fault.status if fault.kind == "status" else 500
+                text = fault.text or STATUS_TEXTS.get(status, "failed on purpose")
+                body = native.refused(Refusal(status, text), stream=False)[1]
+                if reply.request.path.startswith("/v1/") and fault.body is None:
+                    body = openai.refused(Refusal(status, text))[1]
+                await reply.whole(status, body if fault.body is None else fault.body.encode(), fault.content_type)
+            case "html":
+                await reply.whole(200, HTML, "text/html")
+            case "empty":
+                await reply.begin(native.NDJSON_TYPE)
+                await reply.end()
+            case "garbage":
+                await reply.raw(b"\x00\x01 this is no HTTP\r\n\r\n")
+                raise ConnectionOver
+            case "drip":
+                reply.piece_bytes, reply.pause_s = fault.piece_bytes, min(fault.seconds, 3600)
+                return False
+            case "hang-up":
+                reply.hang_up = True
+                return False
+            case _:
+                return False
+        return True
+
+
+def _read(body: bytes, struct: str, *, v1: bool) -> dict[str, Any]:
+    try:
+        return read_request(body, struct)
+    except Refusal as refusal:
+        if v1:
+            raise TranslationError("EOF" if refusal.text == "missing request body" else refusal.text, refusal.status) from None
+        raise
+
+
+def _plain(refusal: Refusal | TranslationError) -> Refusal:
+    return refusal.refusal if isinstance(refusal, TranslationError) else refusal
+
+
+class _Serving:
+    """One request that has been understood."""
+
+    def __init__(self, owner: Inference, ask: Ask, reply: Reply, log: RequestLog, fault: Fault | None, route: str, began: float) -> None:
+        self._engine = owner.engine
+        self._knobs = owner.knobs
+        self._ask = ask
+        self._reply = reply
+        self._log = log
+        self._route = route
+        self._read_s = time.perf_counter() - began
+        self._v1 = route.startswith("/v1/")
+        chat = route in ("/api/chat", "/v1/chat/completions")
+        self._writer: Writer = (OpenAIWriter if self._v1 else NativeWriter)(ask, owner.wall, chat=chat)
+        self._fault = fault if fault is not None and fault.kind in MID_STREAM else None
+        self._blank = fault is not None and fault.kind == "blank"
+        self._load_error = (fault.text or LOAD_TEXT) if fault is not None and fault.kind == "load" else ""
+        self._desk = Desk(log)
+        self._pieces: list[Piece] = []
+        self._reason = "stop"
+        self._sent = 0
+
+    async def run(self) -> None:
+        """Serve it; the machine is let go of in any case."""
+        ask, reply = self._ask, self._reply
+        if ask.purpose == "unload":
+            self._engine.unload(ask.model.name)
+            await reply.whole(200, self._writer.loaded("unload"), JSON_TYPE)
+            return
+        if ask.purpose == "render":
+            await reply.whole(200, self._writer.rendered(), JSON_TYPE)
+            return
+        if ask.purpose == "answer":
+            question = ask.question
+            if self._knobs.seed:
+                question = msgspec.structs.replace(question, seed=(question.seed or 0) + self._knobs.seed)
+            self._pieces, self._reason = answer(question, usual_tokens=self._knobs.answer_tokens)
+        try:
+            await self._scheduled()
+        except trio.Cancelled:
+            self._log.cancelled_at = reply.connection.gone_at or trio.current_time()
+            raise
+        finally:
+            self._engine.leave(self._log.request_id)
+
+    def _submit(self) -> None:
+        ask = self._ask
+        only_load = ask.runner_error is not None or ask.purpose == "load"
+        fault = self._fault
+        came = Came(
+            request_id=self._log.request_id,
+            model=ask.model.name,
+            num_ctx=ask.num_ctx,
+            options=ask.runner_options,
+            keep_alive_s=ask.keep_alive_s,
+            conversation=ask.conversation,
+            output_tokens=0 if only_load else len(self._pieces),
+            prompt_tokens=0 if only_load else max(1, ask.prompt_tokens),
+            paced=ask.stream or fault is not None,
+            hold_at=fault.after_tokens if fault is not None and fault.kind == "stall" else None,
+            load_error=self._load_error,
+        )
+        self._engine.submit(came, self._desk)
+
+    async def _scheduled(self) -> None:
+        ask, desk = self._ask, self._desk
+        self._submit()
+        while True:
+            await desk.change()
+            if desk.refused:
+                return await self._refuse(Refusal(503, BUSY))
+            if desk.failed is not None:
+                return await self._refuse(Refusal(500, desk.failed))
+            if not await self._catch_up():
+                return None
+            if desk.held and not desk.timing:
+                assert self._fault is not None
+                await trio.sleep(min(self._fault.seconds, 1e9))
+                desk.held = False
+                self._engine.resume(self._log.request_id)
+            if desk.timing is not None:
+                break
+        if ask.runner_error is not None:
+            return await self._refuse(ask.runner_error)
+        await self._finish(self._figures())
+        self._log.done = True
+        return None
+
+    async def _catch_up(self) -> bool:
+        """Send what is due. False: a fault has ended the answer."""
+        due = self._desk.tokens
+        finished = self._desk.timing is not None
+        while True:
+            fault = self._fault
+            if fault is not None and fault.kind != "stall" and fault.after_tokens == self._sent and (self._sent < due or finished):
+                self._fault = None
+                if not await self._strike(fault):
+                    return False
+            if self._sent >= due:
+                return True
+            piece = self._pieces[self._sent]
+            self._sent += 1
+            if self._ask.stream and not piece.silent:
+                await self._reply.chunk(self._writer.stream_type, self._writer.piece(piece))
+                self._log.tokens_sent += 1
+
+    async def _strike(self, fault: Fault) -> bool:
+        """Carry out a fault in the middle of an answer. False: nothing more comes."""
+        reply, writer, stream = self._reply, self._writer, self._ask.stream
+        said = self._pieces[: self._sent]
+        match fault.kind:
+            case "close":
+                raise ConnectionOver
+            case "reset":
+                reply.connection.reset()
+            case "cut":
+                await self._cut()
+            case "end" if stream:
+                if not reply.began:
+                    await reply.begin(native.NDJSON_TYPE)
+                await reply.end()
+                return False
+            case "end":
+                await reply.whole(200, writer.unfinished(said), writer.whole_type)
+                return False
+            case "error" if stream:
+                await reply.chunk(writer.stream_type, writer.stream_error(fault.text or LINE_TEXT))
+                await reply.end()
+                return False
+            case "error":
+                await self._refuse(Refusal(500, fault.text or LINE_TEXT))
+                return False
+            case "malformed" if stream:
+                await reply.chunk(writer.stream_type, b'{"model":"' + self._ask.spelling.encode() + b'",,"done":fal\n')
+            case "huge" if stream:
+                await reply.chunk(writer.stream_type, writer.piece(Piece(content="x" * fault.size_bytes)))
+            case _:
+                await reply.whole(200, b'{"model":', writer.whole_type)
+                return False
+        return True
+
+    async def _cut(self) -> None:
+        """End the connection inside what would come next."""
+        reply = self._reply
+        following = self._pieces[self._sent : self._sent + 1] or [Piece(content=" never")]
+        if self._ask.stream:
+            whole = reply.framed(self._writer.piece(following[0]))
+            await reply.raw(whole[: len(whole) // 2])
+            raise ConnectionOver
+        await reply.cut_whole(self._writer.unfinished(self._pieces), self._writer.whole_type)
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        """An error before the first token."""
+        stream = self._ask.stream
+        kind, body = openai.refused(refusal) if self._v1 else native.refused(refusal, stream=stream)
+        await self._reply.whole(refusal.status, body, kind, chunked=stream and not refusal.early)
+
+    def _figures(self) -> Figures:
+        timing = self._desk.timing
+        assert timing is not None
+        read_ns = max(1, round(self._read_s * 1e9))
+        load_ns = read_ns + round((timing.obtained - timing.came) * 1e9)
+        waited_ns = round((timing.started - timing.obtained) * 1e9)
+        prompt_ns = whole_microseconds(timing.first - timing.started)
+        eval_ns = whole_microseconds(timing.finished - timing.first) if self._pieces else 0
+        return Figures(
+            total_ns=load_ns + waited_ns + prompt_ns + eval_ns,
+            load_ns=load_ns,
+            prompt_tokens=self._ask.prompt_tokens,
+            prompt_ns=prompt_ns,
+            eval_tokens=len(self._pieces),
+            eval_ns=eval_ns,
+        )
+
+    async def _finish(self, figures: Figures) -> None:
+        ask, reply, writer = self._ask, self._reply, self._writer
+        if self._blank:
+            await reply.whole(200, writer.unfinished([]), writer.whole_type)
+        elif self._route == "/api/embed":
+            await reply.whole(200, native.embedded(ask, figures), JSON_TYPE)
+        elif self._route == "/api/embeddings":
+            await reply.whole(200, native.embedding(ask), JSON_TYPE)
+        elif self._route == "/v1/embeddings":
+            await reply.whole(200, openai.embedded(ask), native.BARE_JSON_TYPE)
+        elif ask.purpose == "load":
+            await reply.whole(200, writer.loaded("load"), writer.whole_type)
+        elif ask.stream:
+            await reply.chunk(writer.stream_type, writer.last(self._pieces, self._reason, figures))
+            await reply.end()
+        else:
+            await reply.whole(200, writer.whole(self._pieces, self._reason, figures), writer.whole_type)
+
+
+async def say_cancelled(reply: Reply, log: RequestLog) -> None:
+    """What a client that only half-closed is told."""
+    text = CANCELLED_TEXT if reply.began or log.tokens_generated else "request canceled"
+    if not reply.began:
+        status = 500 if log.tokens_generated else 499
+        await reply.whole(status, native.refused(Refusal(status, text), stream=False)[1], JSON_TYPE)
+    elif not log.route.startswith("/v1/"):
+        await reply.raw(reply.framed(go_json({"error": text}) + b"\n"))
+        await reply.end()

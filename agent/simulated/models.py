@@ -1,0 +1,251 @@
+"""The models that a simulated Ollama has, and how fast it is with them.
+
+Decides names, facts and speeds; never what an answer says or when. Three sets: `recorded_models` are those of the recorded
+conversations with a real Ollama, `demo_nodes` are three machines to try the router with, and a bare name makes a model with
+facts guessed from its tag (`guessed_model`).
+"""
+
+import hashlib
+import re
+from typing import Any, Final
+
+import msgspec
+
+from agent.simulated.reading import Refusal
+from core.simulation.node import ModelTiming, NodeTiming
+from core.units import GIB
+
+DEFAULT_HOST: Final = "registry.ollama.ai"
+PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+NAMESPACE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
+HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
+SIZE_TAG: Final = re.compile(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
+CLOUD_OFF: Final = "ollama cloud is disabled: remote model is unavailable"
+
+
+class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of `/api/tags`, and the speeds of a machine of speed 1."""
+
+    name: str
+    size_bytes: int
+    digest: str = ""  # 64 hex digits; derived from the name when empty
+    weights: str = ""  # models with the same weights share a runner; the digest when empty
+    family: str = "simulated"
+    parameter_size: str = "1B"
+    quantization: str = "Q4_K_M"
+    context_length: int = 131_072
+    embedding_length: int = 2048
+    capabilities: tuple[str, ...] = ("completion",)
+    modified_at: str = "2026-11-22T12:00:00Z"
+    template: str = "{{ .Prompt }}"
+    context_bytes: int = 0
+    decode_tokens_s: float = 50.0
+    prefill_tokens_s: float = 1000.0
+    characters_per_token: float = 4.0
+
+    @property
+    def hex_digest(self) -> str:
+        """The digest as `/api/tags` shows it."""
+        return self.digest or hashlib.sha256(self.name.lower().encode()).hexdigest()
+
+    @property
+    def full_name(self) -> str:
+        """The name with host and namespace, as some errors show it."""
+        return "/".join(parse_name(self.name)[:3]) + ":" + parse_name(self.name)[3]
+
+    def can(self, capability: str) -> bool:
+        """Whether `/api/show` lists `capability`."""
+        return capability in self.capabilities
+
+    def tokens(self, text: str) -> int:
+        """How many tokens `text` is."""
+        return int(len(text) / self.characters_per_token) + 2
+
+    def details(self, *, lengths: bool) -> dict[str, Any]:
+        """`details`: with the two lengths in tags, without in show and ps."""
+        details: dict[str, Any] = {
+            "parent_model": "",
+            "format": "gguf",
+            "family": self.family,
+            "families": [self.family],
+            "parameter_size": self.parameter_size,
+            "quantization_level": self.quantization,
+        }
+        if lengths:
+            details |= {"context_length": self.context_length, "embedding_length": self.embedding_length}
+        return details
+
+
+class Knobs(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and its settings. `speed` scales everything; the absolute values, where given, hold for every model."""
+
+    slots: int = 1
+    speed: float = 1.0
+    seed: int = 0
+    max_loaded: int = 3
+    max_queue: int = 512
+    memory_bytes: int = 24 * GIB
+    keep_alive_s: float = 300.0
+    context: int = 4096
+    load_s: float | None = None
+    load_bytes_s: float = 2e9
+    unload_s: float = 0.0
+    decode_tokens_s: float | None = None
+    prefill_tokens_s: float | None = None
+    batch_slope: float = 0.3
+    prompt_cache: bool = True
+    version: str = "0.33.0"
+    check_host: bool = True
+    answer_tokens: int | None = None  # how long an answer is when the request sets no limit
+    banner: bool = True  # say in a header that this is a simulation
+
+    def node_timing(self) -> NodeTiming:
+        """What the timing machine needs to know of the node."""
+        return NodeTiming(
+            slots=self.slots,
+            max_loaded=self.max_loaded,
+            max_queue=self.max_queue,
+            memory_bytes=self.memory_bytes,
+            keep_alive_s=self.keep_alive_s,
+            context=self.context,
+            load_base_s=0.25 / self.speed if self.load_s is None else self.load_s,
+            load_bytes_s=self.load_bytes_s * self.speed if self.load_s is None else float("inf"),
+            unload_s=self.unload_s,
+            batch_slope=self.batch_slope,
+            prompt_cache=self.prompt_cache,
+        )
+
+    def model_timing(self, model: SimulatedModel) -> ModelTiming:
+        """What the timing machine needs to know of `model`."""
+        return ModelTiming(
+            weights=model.weights or model.hex_digest,
+            size_bytes=model.size_bytes,
+            prefill_tokens_s=self.prefill_tokens_s or model.prefill_tokens_s * self.speed,
+            decode_tokens_s=self.decode_tokens_s or model.decode_tokens_s * self.speed,
+            context_bytes=model.context_bytes,
+            trained_context=model.context_length,
+            single=not model.can("completion"),
+        )
+
+
+class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What is needed to start one simulated Ollama."""
+
+    name: str
+    models: tuple[SimulatedModel, ...]
+    knobs: Knobs
+
+
+def parse_name(spelling: str) -> tuple[str, str, str, str]:
+    """Host, namespace, model and tag of `spelling`, letter case kept. Raises `Refusal` as Ollama does."""
+    name = spelling.strip()
+    sources = []
+    while (suffix := name.rpartition(":")[2].lower()) in ("cloud", "local") and ":" in name:
+        name = name.rpartition(":")[0]
+        sources.append(suffix)
+    if len(sources) > 1:
+        raise Refusal(400, f'use either :local or :cloud, not both: "{spelling}"')
+    if sources == ["cloud"] or name.rpartition("/")[2].partition(":")[2].lower().endswith("-cloud"):
+        raise Refusal(403, CLOUD_OFF)
+    before, _, last = name.rpartition("/")
+    model, colon, tag = last.partition(":")
+    host, _, namespace = before.rpartition("/")
+    host = host.rpartition("//")[2] or DEFAULT_HOST
+    parts = (host, namespace or "library", model, tag if colon else "latest")
+    checks = (HOST, NAMESPACE, PART, PART)
+    if not all(check.fullmatch(part) for check, part in zip(checks, parts, strict=True)):
+        raise Refusal(400, "invalid model name")
+    return parts
+
+
+def display_name(spelling: str) -> str:
+    """The name as lists show it: defaults left out, the tag kept."""
+    host, namespace, model, tag = parse_name(spelling)
+    if host != DEFAULT_HOST:
+        return f"{host}/{namespace}/{model}:{tag}"
+    return f"{model}:{tag}" if namespace == "library" else f"{namespace}/{model}:{tag}"
+
+
+def recorded_models() -> tuple[SimulatedModel, ...]:
+    """The models of the recorded conversations: small, with random weights and about one token per letter."""
+
+    def small(name: str, digest: str, modified: str, *capabilities: str, tiny: bool = True, size_bytes: int = 679_809) -> SimulatedModel:
+        return SimulatedModel(
+            name=f"{name}:latest", digest=digest, size_bytes=size_bytes, family="llama", parameter_size="317K" if tiny else "128K",
+            quantization="F16", context_length=8192, embedding_length=64 if tiny else 32, capabilities=capabilities or ("completion",),
+            modified_at=modified, decode_tokens_s=2000, prefill_tokens_s=20_000, characters_per_token=1,
+        )  # fmt: skip
+
+    def middle(name: str, digest: str, modified: str) -> SimulatedModel:
+        return SimulatedModel(
+            name=f"{name}:latest", digest=digest, size_bytes=418_741_700, family="llama", parameter_size="209.31M", quantization="F16",
+            context_length=8192, embedding_length=1024, modified_at=modified, context_bytes=65_536,
+            decode_tokens_s=80, prefill_tokens_s=220, characters_per_token=1,
+        )  # fmt: skip
+
+    def scripted(name: str, *capabilities: str, template: str = "{{ .Prompt }}") -> SimulatedModel:
+        plain = small(name, "", "2026-11-22T12:33:22Z", "completion", *capabilities, tiny=False, size_bytes=300_344)
+        return msgspec.structs.replace(plain, decode_tokens_s=50, template=template)
+
+    return (
+        middle("mid2", "b4c6f370f2d3bbc6bef3c0bf10fc468eb200b7dd051618b5724c0c296d9d95a0", "2026-11-22T12:24:44.628195851Z"),
+        middle("mid", "b3f85a5867b40bdcc6d2bc95ee42c6ddd807d9e525271853b953761f24c7767f", "2026-11-22T12:24:40.687789807Z"),
+        small("tiny", "c7084452b8c8c83842ff701f6d8e35a07e2a1bd7590222b6772c987d53a17ef2", "2026-11-22T12:24:38.107310401Z"),
+        small("tiny2", "54e2d03037b8441ce930056de3e2bdbef5ecd1ae4d917418e2b79009592ff553", "2026-11-22T12:24:38.142482791Z"),
+        small("embed", "e3686e30c72d22c5adb73b07e7bd1b92ad6f1e67997011bbe98b40c244ec9791", "2026-11-22T12:24:38.169302132Z", "embedding"),
+        scripted("plain"),
+        scripted("coder", "tools"),
+        scripted("thinker", "tools", "thinking"),
+        scripted("tools", "tools"),
+        scripted("musing", "thinking"),
+        scripted("vision", "vision"),
+        scripted(
+            "insert", "insert", template="{{ if .Suffix }}<PRE> {{ .Prompt }} <SUF>{{ .Suffix }} <MID>{{ else }}{{ .Prompt }}{{ end }}"
+        ),
+    )
+
+
+KNOWN: Final[dict[str, dict[str, Any]]] = {
+    "llama3.2:3b": {"size_bytes": 2_019_393_189, "parameter_size": "3.2B", "capabilities": ("completion", "tools")},
+    "qwen3:8b": {"size_bytes": 5_225_388_164, "parameter_size": "8.2B", "capabilities": ("completion", "tools", "thinking")},
+    "gpt-oss:20b": {"size_bytes": 13_793_441_244, "parameter_size": "20.9B", "capabilities": ("completion", "tools", "thinking")},
+    "gemma3:4b": {"size_bytes": 3_338_801_804, "parameter_size": "4.3B", "capabilities": ("completion", "vision")},
+    "nomic-embed-text:latest": {
+        "size_bytes": 274_302_450, "parameter_size": "137M", "capabilities": ("embedding",), "embedding_length": 768,
+        "context_length": 2048,
+    },
+}  # fmt: skip
+
+
+def guessed_model(name: str, *, modified_at: str = "2026-11-22T12:00:00Z") -> SimulatedModel:
+    """A model called `name`: known facts, else its size from the tag and its kind from words in its name."""
+    shown = display_name(name)
+    facts = KNOWN.get(shown.lower())
+    if facts is None:
+        size = SIZE_TAG.search(shown)
+        billions = 3.0 if size is None else float(size[1]) / (1 if size[2].lower() == "b" else 1000)
+        capabilities = ("embedding",) if "embed" in shown else ("completion", "tools", *(("vision",) if "vision" in shown else ()))
+        facts = {"size_bytes": int(billions * 0.65e9), "parameter_size": f"{billions:g}B", "capabilities": capabilities}
+    gigabytes = facts["size_bytes"] / 1e9
+    return SimulatedModel(
+        name=shown,
+        modified_at=modified_at,
+        context_bytes=int(16_384 * gigabytes),
+        decode_tokens_s=min(400.0, 240.0 / gigabytes),
+        prefill_tokens_s=min(20_000.0, 6000.0 / gigabytes),
+        **facts,
+    )
+
+
+def demo_nodes() -> tuple[NodeSpec, ...]:
+    """Three machines of different speed whose models overlap."""
+
+    def spec(name: str, knobs: Knobs, *models: str) -> NodeSpec:
+        made = tuple(guessed_model(model, modified_at=f"2026-11-22T12:0{minute}:00Z") for minute, model in enumerate(models))
+        return NodeSpec(name=name, models=made, knobs=knobs)
+
+    return (
+        spec("fast", Knobs(speed=2.0, slots=2, seed=1), "llama3.2:3b", "qwen3:8b", "gpt-oss:20b", "nomic-embed-text"),
+        spec("medium", Knobs(speed=1.0, memory_bytes=16 * GIB, seed=2), "llama3.2:3b", "qwen3:8b", "nomic-embed-text"),
+        spec("slow", Knobs(speed=0.4, memory_bytes=8 * GIB, seed=3), "llama3.2:3b", "gemma3:4b"),
+    )

@@ -1,0 +1,202 @@
+"""Ollama's own answers, byte for byte: lines, whole answers, errors, lists.
+
+Decides field order and which fields are left out. Never knows when anything is sent.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from agent.simulated.answers import Piece, as_double, go_json, go_time, logprob, token_ids, vector
+from agent.simulated.asking import Ask
+from agent.simulated.models import SimulatedModel
+from agent.simulated.reading import Refusal
+
+JSON_TYPE: Final = "application/json; charset=utf-8"
+BARE_JSON_TYPE: Final = "application/json"
+NDJSON_TYPE: Final = "application/x-ndjson"
+ZERO_TIME: Final = "0001-01-01T00:00:00Z"
+
+Wall = Callable[[], int]
+"""Nanoseconds since 1970 UTC."""
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts and nanoseconds of the last line. Zeros are left out."""
+
+    total_ns: int
+    load_ns: int
+    prompt_tokens: int
+    prompt_ns: int
+    eval_tokens: int
+    eval_ns: int
+
+    def fields(self) -> dict[str, int]:
+        """As the last line has them."""
+        named = {
+            "total_duration": self.total_ns,
+            "load_duration": self.load_ns,
+            "prompt_eval_count": self.prompt_tokens,
+            "prompt_eval_duration": self.prompt_ns,
+            "eval_count": self.eval_tokens,
+            "eval_duration": self.eval_ns,
+        }
+        return {name: value for name, value in named.items() if value}
+
+
+class NativeWriter:
+    """Writes the answers of one request to `/api/generate` or `/api/chat`."""
+
+    stream_type: ClassVar[str] = NDJSON_TYPE
+    whole_type: ClassVar[str] = JSON_TYPE
+
+    def __init__(self, ask: Ask, wall: Wall, *, chat: bool) -> None:
+        self._ask = ask
+        self._wall = wall
+        self._chat = chat
+
+    def _start(self) -> dict[str, Any]:
+        return {"model": self._ask.spelling, "created_at": go_time(self._wall())}
+
+    def _said(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        content = "".join(piece.content for piece in pieces)
+        thinking = "".join(piece.thinking for piece in pieces)
+        calls = [call for piece in pieces for call in piece.calls]
+        if not self._chat:
+            return {"response": content, **({"thinking": thinking} if thinking else {})}
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
+
+    def _logprobs(self, pieces: Iterable[Piece]) -> dict[str, Any]:
+        top = self._ask.logprobs
+        if top is None:
+            return {}
+        return {"logprobs": [logprob(piece.content or piece.thinking, top) for piece in pieces if piece.content or piece.thinking]}
+
+    def piece(self, piece: Piece) -> bytes:
+        """The line of one token."""
+        return go_json({**self._start(), **self._said([piece]), "done": False, **self._logprobs([piece])}) + b"\n"
+
+    def last(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
+        """The line that ends a stream."""
+        return go_json(self._final([], pieces, reason, figures)) + b"\n"
+
+    def whole(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
+        """The answer in one."""
+        return go_json(self._final(pieces, pieces, reason, figures))
+
+    def _final(self, said: Sequence[Piece], pieces: Sequence[Piece], reason: str, figures: Figures) -> dict[str, Any]:
+        out = {**self._start(), **self._said(said), "done": True, "done_reason": reason}
+        logprobs = self._logprobs(said) if said else {}
+        if self._chat:
+            return {**out, **logprobs, **figures.fields()}
+        if not self._ask.raw:
+            text = self._ask.question.prompt + "".join(piece.content for piece in pieces)
+            out["context"] = token_ids(text, self._ask.prompt_tokens + len(pieces))
+        return {**out, **figures.fields(), **logprobs}
+
+    def unfinished(self, pieces: Sequence[Piece]) -> bytes:
+        """A whole answer whose runner ended without saying so; without tokens it is the blank one of year 0001."""
+        if pieces:
+            return go_json({**self._start(), **self._said(pieces), "done": False})
+        said = {"message": {"role": "", "content": ""}} if self._chat else {"response": ""}
+        return go_json({"model": "", "created_at": ZERO_TIME, **said, "done": False})
+
+    def loaded(self, reason: str) -> bytes:
+        """The answer to a request that only loads or unloads."""
+        return go_json({**self._start(), **self._said([]), "done": True, "done_reason": reason})
+
+    def rendered(self) -> bytes:
+        """The answer to `_debug_render_only`."""
+        info = {"rendered_template": self._ask.question.prompt}
+        return go_json({**self._start(), **self._said([]), "done": False, "_debug_info": info})
+
+    def stream_error(self, text: str) -> bytes:
+        """What a stream that fails after its first token says last."""
+        return go_json({"error": text}) + b"\n"
+
+
+def refused(refusal: Refusal, *, stream: bool) -> tuple[str, bytes]:
+    """Content type and body of an error before the first token."""
+    return BARE_JSON_TYPE if stream and not refusal.early else JSON_TYPE, go_json({"error": refusal.text})
+
+
+def embedded(ask: Ask, figures: Figures) -> bytes:
+    """The answer of `/api/embed`."""
+    vectors = [vector(ask.model, text, ask.dimensions) for text in ask.inputs]
+    named = {"total_duration": figures.total_ns, "load_duration": figures.load_ns, "prompt_eval_count": figures.prompt_tokens}
+    return go_json({"model": ask.spelling, "embeddings": vectors, **(named if vectors else {})})
+
+
+def embedding(ask: Ask) -> bytes:
+    """The answer of `/api/embeddings`."""
+    vectors = [vector(ask.model, text, None) for text in ask.inputs]
+    return go_json({"embedding": [as_double(value) for value in vectors[0]] if vectors else []})
+
+
+def tags(models: Iterable[SimulatedModel]) -> bytes:
+    """The answer of `/api/tags`, newest first."""
+    rows = [
+        {
+            "name": model.name,
+            "model": model.name,
+            "modified_at": model.modified_at,
+            "size": model.size_bytes,
+            "digest": model.hex_digest,
+            "details": model.details(lengths=True),
+            "capabilities": list(model.capabilities),
+        }
+        for model in sorted(models, key=lambda model: model.modified_at, reverse=True)
+    ]
+    return go_json({"models": rows})
+
+
+def ps_row(model: SimulatedModel, *, size_bytes: int, in_memory_bytes: int, context: int, expires_at: str) -> dict[str, Any]:
+    """A row of `/api/ps`."""
+    return {
+        "name": model.name,
+        "model": model.name,
+        "size": size_bytes,
+        "digest": model.hex_digest,
+        "details": model.details(lengths=False),
+        "expires_at": expires_at,
+        "size_vram": in_memory_bytes,
+        "context_length": context,
+    }
+
+
+def show(model: SimulatedModel, *, verbose: bool) -> bytes:
+    """The answer of `/api/show`."""
+    family = model.family
+    modelfile = (
+        f'# Modelfile generated by "ollama show"\n# To build a new Modelfile based on this, replace FROM with:\n# FROM {model.name}\n\n'
+    )
+    tokens = [f"word{number}" for number in range(64)] if verbose else None
+    info: dict[str, Any] = {
+        "general.architecture": family,
+        "general.file_type": 15,
+        "general.parameter_count": model.size_bytes // 2,
+        "general.quantization_version": 2,
+        f"{family}.block_count": 2,
+        f"{family}.context_length": model.context_length,
+        f"{family}.embedding_length": model.embedding_length,
+        f"{family}.vocab_size": 1834,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+    }
+    return go_json(
+        {
+            "modelfile": f"{modelfile}FROM blobs/sha256-{model.hex_digest}\nTEMPLATE {model.template}\n",
+            "template": model.template,
+            "details": model.details(lengths=False),
+            "model_info": info,
+            "tensors": [{"name": "output.weight", "type": "F16", "shape": [model.embedding_length, 1834]}],
+            "capabilities": list(model.capabilities),
+            "modified_at": model.modified_at,
+        }
+    )
