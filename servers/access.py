@@ -15,10 +15,11 @@ import trio
 
 from core.errors import RemoteError
 from core.units import AgentId
+from edge.listener import Denied
 from edge.wire import ClientConnection, RequestHead
 from servers import clock
-from servers.peer import Address, owned_by_us, own_names, parse_address
-from servers.settings import Network, Settings
+from servers.peer import Address, own_names, owned_by_us, parse_address
+from servers.settings import Settings
 from servers.tokens import Tokens
 
 FORWARDING: Final = frozenset({b"x-forwarded-for", b"forwarded", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto", b"via"})
@@ -46,7 +47,10 @@ ADMIN_NEEDED: Final = (
 )
 KEY_NEEDED: Final = "an API key is required: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
 KEY_WRONG: Final = "the API key is not valid"
-JOIN_NEEDED: Final = "registering needs a join token: make one with 'ollama-router token join' on the coordinator and give it to the agent as ROUTER_JOIN_TOKEN"
+JOIN_NEEDED: Final = (
+    "registering needs a join token: make one with 'ollama-router token join' on the coordinator "
+    "and give it to the agent as ROUTER_JOIN_TOKEN"
+)
 JOIN_WRONG: Final = "the join token is unknown or has expired: make a new one with 'ollama-router token join' on the coordinator"
 AGENT_NEEDED: Final = "this needs the agent's own token: register again to get one"
 
@@ -86,15 +90,6 @@ class Standing:
     known_as: AgentId | None
 
 
-@dataclass(frozen=True, slots=True)
-class Denial:
-    """Why a request for a forwarded route is not served."""
-
-    status: int
-    text: str
-    headers: tuple[tuple[bytes, bytes], ...] = ((b"WWW-Authenticate", b"Bearer"),)
-
-
 class Access:
     """The rules of one coordinator. `our_ports`: where it listens; may grow until serving begins."""
 
@@ -117,7 +112,7 @@ class Access:
 
     # ------------------------------------------------------------ the hot path: forwarded routes
 
-    def gate(self, conn: ClientConnection, head: RequestHead) -> Denial | None:
+    def gate(self, conn: ClientConnection, head: RequestHead) -> Denied | None:
         """Whether this inference request may be served; None: it may."""
         if self._mode == "off" and not self._key_needed:
             return None
@@ -143,14 +138,14 @@ class Access:
         near = self._near[host] = is_near(parse_address(host))
         return near
 
-    def _inference(self, caller: Caller) -> Denial | None:
+    def _inference(self, caller: Caller) -> Denied | None:
         if self._mode == "off" and not self._key_needed:
             return None
         if not self._key_needed and is_near(caller.address):
             return None
         if caller.token is None:
-            return Denial(401, KEY_NEEDED)
-        return None if self._tokens.is_admin(caller.token) else Denial(401, KEY_WRONG)
+            return _denied(KEY_NEEDED)
+        return None if self._tokens.is_admin(caller.token) else _denied(KEY_WRONG)
 
     # ------------------------------------------------------------ everything else
 
@@ -197,12 +192,14 @@ class Access:
         Raises:
             RemoteError: 401, it shows a join token that is none, or needs one.
         """
-        local = await self.is_local(caller)
+        local = (caller.token is not None and self._tokens.is_own_agent(caller.token)) or await self.is_local(caller)
         known_as = self._tokens.agent_of(caller.token) if caller.token is not None else None
         if self._mode == "off":
             return Standing(trusted=True, local=local, known_as=known_as)
         joins = caller.token is not None and (
-            self._tokens.may_join(caller.token, now=clock.unix_ms()) or self._tokens.is_admin(caller.token)
+            self._tokens.may_join(caller.token, now=clock.unix_ms())
+            or self._tokens.is_admin(caller.token)
+            or self._tokens.is_own_agent(caller.token)
         )
         if joins or (local and self._mode == "auto"):
             return Standing(trusted=True, local=local, known_as=known_as)
@@ -249,6 +246,10 @@ class Access:
         return fields.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
 
 
+def _denied(text: str) -> Denied:
+    return Denied(status=401, text=text, headers=((b"WWW-Authenticate", b"Bearer"),))
+
+
 def is_near(address: Address | None) -> bool:
     """Whether Ollama on a LAN would expect this address: loopback, private, link-local, unique-local, 100.64/10."""
     return address is not None and any(address.version == network.version and address in network for network in _NEAR)
@@ -271,27 +272,22 @@ def node_host(claimed: str, caller: Caller) -> str:
         address = caller.address
     if address is None:
         raise RemoteError("the caller's address is not known: register with the ip_address that the coordinator can reach", status=422)
-    _check_node_address(address, caller)
+    if address.is_loopback and not caller.from_loopback:
+        raise RemoteError(f"the address {address} means the coordinator's machine, but the caller is another one", status=422)
+    check_node_address(address)
     return str(address)
 
 
-def check_backend_host(host: str, caller: Caller) -> None:
-    """The same rules for a node that an admin adds by URL; names are taken as they are.
+def check_node_address(address: Address) -> None:
+    """Whether anything that serves models can be at `address`, so that nobody aims the coordinator at something else.
 
     Raises:
         RemoteError: 422.
     """
-    if (address := parse_address(host)) is not None:
-        _check_node_address(address, caller)
-
-
-def _check_node_address(address: Network | Address, caller: Caller) -> None:
     if address in _METADATA or address.is_link_local or address.is_multicast or address.is_unspecified:
-        raise RemoteError(f"ip_address {address} cannot be a node's: it is a link-local, metadata or multicast address", status=422)
+        raise RemoteError(f"the address {address} cannot be a node's: it is a link-local, metadata or multicast address", status=422)
     if address.is_reserved and not address.is_loopback:
-        raise RemoteError(f"ip_address {address} cannot be a node's: it is reserved", status=422)
-    if address.is_loopback and not caller.from_loopback:
-        raise RemoteError(f"ip_address {address} means this machine, but the caller is another one", status=422)
+        raise RemoteError(f"the address {address} cannot be a node's: it is reserved", status=422)
 
 
 def _without_port(entry: str) -> Address | None:

@@ -14,8 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from core.events import Record
-from core.registry import AgentView
-from core.router import Statistics
+from core.views import AgentView, Statistics
 
 PREFIX: Final = "ollama_router_"
 SERIES_MAX: Final = 10_000

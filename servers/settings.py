@@ -232,23 +232,25 @@ def _aliases(value: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def parse_upstream(url: str) -> Upstream:
-    """Where `http://host:11434`, `https://host/prefix` or `host:port` leads, with Ollama's own default ports.
+    """Where `http://host:11434`, `http://host/prefix` or `host:port` leads, with Ollama's own default ports.
 
     Raises:
         ValueError: it is no such address; the text says what is wrong.
     """
     parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"{parts.scheme}:// is neither http:// nor https://")
+    if parts.scheme == "https":
+        raise ValueError("nodes behind https cannot be used in this version")
+    if parts.scheme != "http":
+        raise ValueError(f"{parts.scheme}:// is not http://")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("only scheme, host, port and path may stand in a node's URL")
     if not parts.hostname or any(character.isspace() for character in parts.hostname):
         raise ValueError("the host is missing")
-    default_port = OLLAMA_PORT if "://" not in url else 443 if parts.scheme == "https" else 80
+    default_port = 80 if "://" in url else OLLAMA_PORT
     port = parts.port if parts.port is not None else default_port
     if port == 0:
         raise ValueError("port 0 cannot be dialled")
-    return Upstream(host=parts.hostname, port=port, base_path=parts.path.rstrip("/"), tls=parts.scheme == "https")
+    return Upstream(host=parts.hostname, port=port, base_path=parts.path.rstrip("/"))
 
 
 def upstream_name(upstream: Upstream) -> str:
@@ -259,13 +261,13 @@ def upstream_name(upstream: Upstream) -> str:
 
 def upstream_url(upstream: Upstream) -> str:
     """`upstream` as a URL without a slash at its end."""
-    return f"{'https' if upstream.tls else 'http'}://{upstream_name(upstream)}"
+    return f"http://{upstream_name(upstream)}"
 
 
 def _backends(value: str) -> tuple[Backend, ...]:
     backends = [_backend(item) for item in _list(value)]
-    if len({backend.name for backend in backends}) < len(backends):
-        raise ValueError
+    if len({backend.name for backend in backends}) < len(backends) or len({backend.upstream for backend in backends}) < len(backends):
+        raise ValueError("a node is there twice")
     return tuple(backends)
 
 

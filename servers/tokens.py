@@ -18,6 +18,9 @@ JOIN_TOKEN_LIFE_MS: Final = 24 * 3600 * 1000
 JOIN_TOKENS_MAX: Final = 1000
 """Unexpired join tokens at once."""
 
+AGENT_TOKENS_MAX: Final = 10_000
+"""More agents than the router holds; beyond it the oldest token is void and its agent registers again."""
+
 ADMIN_TOKEN_FILE: Final = "admin-token"
 FLEET_SECRET_FILE: Final = "fleet-secret"
 
@@ -69,6 +72,7 @@ class Tokens:
         self._admin = _hashed(admin_token)
         self._fixed_join = _hashed(join_token) if join_token else None
         self._fleet_secret = fleet_secret.encode()
+        self._own_agent: bytes | None = None
         self._join: dict[bytes, UnixMs] = {}
         self._agent_of: dict[bytes, AgentId] = {}
         self._token_of: dict[AgentId, bytes] = {}
@@ -113,11 +117,23 @@ class Tokens:
             return True
         return self._join.get(digest, 0) > now
 
+    def mint_own_agent_token(self) -> str:
+        """A join token for the agent that `up` starts: it counts as this machine's, wherever it seems to call from."""
+        token = clock.new_secret()
+        self._own_agent = _hashed(token)
+        return token
+
+    def is_own_agent(self, token: str) -> bool:
+        """Whether `token` was made by `mint_own_agent_token`."""
+        return self._own_agent is not None and hmac.compare_digest(_hashed(token), self._own_agent)
+
     # ------------------------------------------------------------ agents
 
     def mint_agent_token(self, agent_id: AgentId) -> str:
         """A new token for an agent's own calls; its former one is void."""
         self.forget(agent_id)
+        if len(self._token_of) >= AGENT_TOKENS_MAX:
+            self.forget(next(iter(self._token_of)))
         token = clock.new_secret()
         digest = _hashed(token)
         self._agent_of[digest] = agent_id
@@ -141,7 +157,7 @@ class Tokens:
         """`gateway_credential` as header bytes; on the way of every request, hence kept."""
         credential = self._credentials.get(agent_id)
         if credential is None:
-            if len(self._credentials) >= 10_000:
+            if len(self._credentials) >= AGENT_TOKENS_MAX:
                 self._credentials.clear()
             credential = hmac.new(self._fleet_secret, agent_id.encode(), hashlib.sha256).hexdigest().encode()
             self._credentials[agent_id] = credential

@@ -1,1 +1,1 @@
-"""The coordinator's management routes."""
+"""The coordinator's web app: management, the fleet as one Ollama, health. Decode, apply, encode."""

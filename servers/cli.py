@@ -1,0 +1,268 @@
+"""The `ollama-router` command: serve, try it out on one machine, and manage a running coordinator.
+
+Decides how a person is talked to. Invariants: what goes wrong is one line, never a traceback; exit status 2 means a setting or an
+argument cannot be used, 1 that something else went wrong; a token is printed only when it is asked for.
+"""
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import httpx
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from core.errors import ConfigError
+from servers import log, settings, up
+from servers.coordinator import Coordinator
+from servers.listen import CannotListen
+from servers.tokens import ADMIN_TOKEN_FILE
+
+CALL_LIMIT_S: Final = 30.0
+LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "::1")
+
+
+def _version() -> str:
+    try:
+        return version("ollama-router")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.group()
+@click.version_option(_version(), prog_name="ollama-router")
+def main() -> None:
+    """One URL in front of many machines that run Ollama."""
+
+
+# ---------------------------------------------------------------- serving
+
+
+_config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML); the environment wins."
+)
+
+
+def _settings_help() -> str:
+    """The settings as `--help` shows them."""
+    rows = [
+        f"  {setting.name:<28}{setting.about}{'' if setting.active else ' (checked, but not used in this version)'}"
+        for setting in settings.TABLE
+    ]
+    return "\b\nSettings come from the environment, or under the same names from the settings file:\n" + "\n".join(rows)
+
+
+@main.command(epilog=_settings_help())
+@_config_option
+def serve(config_file: Path | None) -> None:
+    """Start the coordinator (the same as python -m servers)."""
+    _run_until_stopped(config_file, Coordinator.run)
+
+
+@main.command("up")
+@_config_option
+def up_command(config_file: Path | None) -> None:
+    """Start the coordinator and a node: this machine's Ollama, or three simulated ones."""
+    _run_until_stopped(config_file, lambda coordinator: up.run(coordinator, os.environ, lambda line: click.echo(line)))
+
+
+def _run_until_stopped(config_file: Path | None, work: Callable[[Coordinator], Awaitable[None]]) -> None:
+    """Run `work` with a coordinator; the first signal stops it in order, the second at once. Exits the process on failure."""
+    try:
+        chosen = settings.load(os.environ, config_file=config_file)
+        log.configure(chosen.log_level, chosen.log_format)
+        trio.run(_with_signals, Coordinator(chosen), work, strict_exception_groups=True)
+    except* ConfigError as group:
+        _fail(_first(group), status=2)
+    except* CannotListen as group:
+        _fail(_first(group), status=1)
+
+
+async def _with_signals(coordinator: Coordinator, work: Callable[[Coordinator], Awaitable[None]]) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_obey_signals, coordinator, nursery.cancel_scope)
+        await work(coordinator)
+        nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(
+    coordinator: Coordinator, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    with trio.open_signal_receiver(*wanted) as signals:
+        task_status.started()
+        asked = False
+        async for _ in signals:
+            if asked:
+                everything.cancel()
+                return
+            asked = True
+            coordinator.stop()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> str:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else str(found)
+
+
+def _fail(text: str, *, status: int) -> None:
+    click.echo(f"ollama-router: {text}", err=True)
+    raise SystemExit(status)
+
+
+# ---------------------------------------------------------------- asking a running coordinator
+
+
+class _Remote:
+    """A running coordinator, as the commands below see it."""
+
+    def __init__(self, url: str | None, token: str | None) -> None:
+        try:
+            chosen = settings.load(os.environ)
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
+        self.url = (url or f"http://127.0.0.1:{chosen.port}").rstrip("/")
+        self._token_file = chosen.data_dir / ADMIN_TOKEN_FILE
+        self._token = token or chosen.admin_token
+
+    def admin_token(self) -> str | None:
+        """As given, else from the data directory; the file's is shown to nobody but this machine."""
+        if self._token is None and httpx.URL(self.url).host in LOOPBACK_HOSTS:
+            try:
+                self._token = self._token_file.read_text("ascii").strip() or None
+            except (OSError, UnicodeDecodeError):
+                pass
+        return self._token
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer's JSON, None when it has none. Raises ClickException with the coordinator's own words."""
+        token = self.admin_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            with httpx.Client(timeout=CALL_LIMIT_S, trust_env=False) as client:
+                answer = client.request(method, self.url + path, json=body, headers=headers)
+            if answer.is_success:
+                return answer.json() if answer.content else None
+            problem = answer.json()["error"]
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise click.ClickException(f"no router answers at {self.url} ({error}); give another address with --url") from None
+        except (ValueError, KeyError, TypeError):
+            raise click.ClickException(f"what answers at {self.url} is not this router; give another address with --url") from None
+        raise click.ClickException(str(problem))
+
+    def agent_id(self, named: str) -> str:
+        """The id of the agent with this id or name."""
+        agents = self.call("GET", "/api/agents")
+        found = [agent["id"] for agent in agents if named in (agent["id"], agent["name"])]
+        if not found:
+            known = ", ".join(agent["name"] for agent in agents) or "none"
+            raise click.ClickException(f"there is no agent {named!r} (known: {known})")
+        return str(found[0])
+
+
+def _remote_options(command: Callable[..., None]) -> Callable[..., None]:
+    url = click.option("--url", envvar="ROUTER_URL", help="The coordinator's URL; by default this machine's.")
+    token = click.option("--token", help="Admin token; by default ROUTER_ADMIN_TOKEN, or the one in the data directory.")
+    return url(token(command))
+
+
+@main.command()
+@_remote_options
+def status(url: str | None, token: str | None) -> None:
+    """Show how the fleet is doing."""
+    remote = _Remote(url, token)
+    summary = remote.call("GET", "/api/metrics/summary")
+    table = Table("", remote.url, show_header=True, box=None)
+    for name, value in summary.items():
+        table.add_row(name.replace("_", " "), "–" if value is None else str(value))
+    Console().print(table)
+
+
+@main.group()
+def agents() -> None:
+    """See and manage nodes."""
+
+
+@agents.command("list")
+@_remote_options
+def list_agents(url: str | None, token: str | None) -> None:
+    """List all nodes."""
+    table = Table("name", "state", "address", "version", "slots", "in flight", "models", "loaded", "detail")
+    for agent in _Remote(url, token).call("GET", "/api/agents"):
+        state = f"{agent['state']} ({agent['code']})" if agent.get("code") else agent["state"]
+        port = agent["agent_api_port"] or agent["ollama_port"]
+        table.add_row(
+            agent["name"], state, f"{agent['ip_address']}:{port}", agent["ollama_version"], str(agent["slots"]), str(agent["in_flight"]),
+            str(len(agent["installed_models"])), ", ".join(agent["loaded_models"]), agent["detail"],
+        )  # fmt: skip
+    Console().print(table)
+
+
+@agents.command()
+@click.argument("code")
+@_remote_options
+def approve(code: str, url: str | None, token: str | None) -> None:
+    """Let the waiting agent with this CODE in."""
+    agent = _Remote(url, token).call("POST", "/api/agents/approve", {"code": code})
+    click.echo(f"{agent['name']} is approved.")
+
+
+@agents.command()
+@click.argument("node_url")
+@click.option("--name", help="What to call it.")
+@click.option("--slots", type=click.IntRange(1, settings.SLOTS_MAX), help="Its OLLAMA_NUM_PARALLEL.")
+@_remote_options
+def add(node_url: str, name: str | None, slots: int | None, url: str | None, token: str | None) -> None:
+    """Add the Ollama at NODE_URL, without an agent."""
+    agent = _Remote(url, token).call("POST", "/api/agents/backends", {"url": node_url, "name": name, "slots": slots})
+    click.echo(f"{agent['name']} is added.")
+
+
+def _command(name: str, method: str, path: str, done: str, about: str) -> None:
+    """A command about one agent."""
+
+    @agents.command(name, help=about)
+    @click.argument("agent")
+    @_remote_options
+    def command(agent: str, url: str | None, token: str | None) -> None:
+        remote = _Remote(url, token)
+        remote.call(method, f"/api/agents/{remote.agent_id(agent)}{path}")
+        click.echo(f"{agent} {done}.")
+
+
+_command("drain", "POST", "/drain", "takes nothing new", "Give AGENT (name or id) nothing new.")
+_command("connect", "POST", "/connect", "is used again", "Use AGENT (name or id) again.")
+_command("disconnect", "POST", "/disconnect", "is held offline", "Hold AGENT (name or id) offline once its work has ended.")
+_command("remove", "DELETE", "", "is forgotten", "Forget AGENT (name or id).")
+
+
+@main.group()
+def token() -> None:
+    """Print or make tokens."""
+
+
+@token.command("admin")
+def admin_token() -> None:
+    """Print the admin token of this machine's coordinator."""
+    found = _Remote(None, None).admin_token()
+    if found is None:
+        raise click.ClickException("there is no admin token yet: it is made at the coordinator's first start")
+    click.echo(found)
+
+
+@token.command("join")
+@_remote_options
+def join_token(url: str | None, token: str | None) -> None:
+    """Make a token with which agents may join for 24 hours."""
+    made = _Remote(url, token).call("POST", "/api/admin/join-tokens")
+    click.echo(made["token"])
+    click.echo(f"Start agents with ROUTER_JOIN_TOKEN set to it, until {made['expires_at']}.", err=True)
+
+
+if __name__ == "__main__":
+    main()

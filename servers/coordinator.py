@@ -1,0 +1,200 @@
+"""The coordinator put together: router, driver, edge, web app, poller; started in order, stopped in order.
+
+Decides the order only. Invariants: a port that cannot be opened stops the start before anything else runs; at a stop, what is being
+answered may end within a limit, and nothing new is taken; whatever was started is gone when `run` returns.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+import trio
+from quart_trio import QuartTrio
+
+from core.errors import ConfigError, RemoteError
+from core.events import Record, Upstream
+from core.router import Router
+from core.units import AgentId
+from edge.body import BodyBudget
+from edge.listener import Listener
+from edge.pool import Pool
+from edge.proxy import Proxy, ProxyOptions
+from edge.web import WebPass
+from edge.wire import Watch
+from servers import clock
+from servers.access import Access
+from servers.api import admin, agents, fleet, health
+from servers.api.web import Web, make_app
+from servers.driver import Driver
+from servers.listen import internal_socket, open_ports, ports_of, serve_web
+from servers.metrics import Metrics
+from servers.poller import Poller
+from servers.settings import Settings, upstream_name
+from servers.tokens import ADMIN_TOKEN_FILE, Tokens, open_data_dir
+
+RECORDS_KEPT: Final = 10_000
+"""Records of requests held in memory, newest last."""
+
+
+class RecordRing:
+    """The newest records. `listeners` are told of each; they must be quick and may not raise."""
+
+    def __init__(self) -> None:
+        self.newest: deque[Record] = deque(maxlen=RECORDS_KEPT)
+        self.listeners: list[Callable[[Record], None]] = []
+
+    def add(self, record: Record) -> None:
+        """A request is over."""
+        self.newest.append(record)
+        for listener in self.listeners:
+            listener(record)
+
+
+class _Sinks:
+    """Where the router's effects go (`servers.driver.Sinks`)."""
+
+    def __init__(self, metrics: Metrics, records: RecordRing) -> None:
+        self._metrics = metrics
+        self._records = records
+        self._log = structlog.get_logger()
+        self.poller: Poller | None = None
+        self.count = metrics.count
+
+    def note(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        try:
+            getattr(self._log, level)(event, **fields)
+        except (OSError, ValueError):  # nobody reads the log any more
+            pass
+
+    def record(self, record: Record) -> None:
+        self._metrics.observe(record)
+        self._records.add(record)
+
+    def probe(self, agent_id: AgentId) -> None:
+        if self.poller is not None:
+            self.poller.probe(agent_id)
+
+
+class Coordinator:
+    """One coordinator. Make it, `run` it once; `stop` ends it in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Reads and makes the secrets of the data directory.
+
+        Raises:
+            ConfigError: the data directory cannot be used.
+        """
+        self.settings = settings
+        self.records = RecordRing()
+        self.ports: tuple[int, ...] = ()
+        """Where it listens, the main port first; known once `started`."""
+        self.web: Web
+        """Set once `started`."""
+        self._data_dir = open_data_dir(settings.data_dir)
+        self.tokens = Tokens.from_files(self._data_dir, admin_token=settings.admin_token, join_token=settings.join_token)
+        self.started = trio.Event()
+        """Requests are taken."""
+        self._stop = trio.Event()
+        self._log = structlog.get_logger()
+
+    def stop(self) -> None:
+        """Take nothing new, let answers end within `ROUTER_STOP_TIMEOUT`, then end."""
+        self._stop.set()
+
+    def add_backend(self, name: str, upstream: Upstream, slots: int | None = None) -> None:
+        """Add a node without an agent. Raises RemoteError."""
+        agents.add_backend(self.web, clock.stable_agent_id(upstream_name(upstream)), name, upstream, slots)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `stop` was called and obeyed. `task_status.started()` means that requests are taken.
+
+        Raises:
+            CannotListen: a port cannot be opened.
+            ConfigError: a setting turned out to be unusable.
+        """
+        settings, config = self.settings, self.settings.router_config()
+        ports = [("ROUTER_PORT", settings.port)]
+        if settings.ollama_port is not None:
+            ports.append(("ROUTER_OLLAMA_PORT", settings.ollama_port))
+        public = open_ports(settings.host, ports)
+        self.ports = ports_of(public)
+        router = Router(config, now=clock.now())
+        metrics = Metrics(lambda: (router.statistics(), router.agents()))
+        sinks = _Sinks(metrics, self.records)
+        driver = Driver(router, sinks)
+        poller = sinks.poller = Poller(driver.apply, now=driver.now, check_every_s=settings.health_check_interval_s)
+        access = Access(settings, self.tokens, our_ports=self.ports)
+        watch = Watch()
+        pool = Pool(watch)
+        proxy = Proxy(
+            driver,
+            pool,
+            budget=BodyBudget(
+                max_body_bytes=settings.body_max_bytes, memory_bytes=settings.body_memory_bytes, spool=settings.history_bodies != "off"
+            ),
+            options=ProxyOptions(
+                answer_hold_bytes=config.answer_hold_bytes,
+                first_token_timeout_s=settings.first_token_timeout_s,
+                stall_timeout_s=settings.stall_timeout_s,
+            ),
+            new_id=clock.new_request_id,
+            credential_of=self.tokens.credential_of,
+            client_of=access.client_of,
+        )
+        self.web = Web(
+            settings=settings, driver=driver, access=access, tokens=self.tokens, metrics=metrics, poller=poller,
+            secret=clock.new_secret().encode(), listening=lambda: not self._stop.is_set(),
+        )  # fmt: skip
+        self._add_backends()
+        with internal_socket() as (internal, web_upstream):
+            listener = Listener(
+                gate=access.gate,
+                proxy=proxy,
+                web=WebPass(web_upstream, pool, secret=self.web.secret, new_id=clock.new_request_id),
+                watch=watch,
+                new_id=clock.new_request_id,
+                report=self._report,
+            )
+            async with trio.open_nursery() as nursery:
+                await nursery.start(watch.run)
+                nursery.start_soon(serve_web, make_web_app(self.web), internal, trio.sleep_forever)
+                nursery.start_soon(lambda: driver.run(proxy.pulse, pulse_s=config.pulse_s))
+                nursery.start_soon(poller.run)
+                await nursery.start(listener.serve, public)
+                self._say_started()
+                self.started.set()
+                task_status.started()
+                await self._stop.wait()
+                self._log.info("stopping", in_flight=router.statistics().in_flight, limit_s=settings.stop_timeout_s)
+                await listener.stop(limit_s=settings.stop_timeout_s)
+                pool.close_idle()
+                nursery.cancel_scope.cancel()
+
+    # ------------------------------------------------------------ inside
+
+    def _add_backends(self) -> None:
+        for backend in self.settings.backends:
+            try:
+                self.add_backend(backend.name, backend.upstream, backend.slots)
+            except RemoteError as error:
+                raise ConfigError(f"OLLAMA_BACKENDS: the node {backend.name} cannot be added: {error}") from None
+
+    def _say_started(self) -> None:
+        for warning in self.settings.warnings:
+            self._log.warning(warning)
+        if self.settings.auth == "off":
+            self._log.warning("ROUTER_AUTH is off: everybody who reaches this port may do everything")
+        where = {} if self.settings.admin_token else {"admin_file": str(self._data_dir / ADMIN_TOKEN_FILE)}
+        self._log.info("listening", host=self.settings.host, ports=list(self.ports), auth=self.settings.auth, **where)
+
+    def _report(self, error: Exception) -> None:
+        self._log.error("a connection failed", exc_info=error)
+
+
+def make_web_app(web: Web) -> QuartTrio:
+    """The web app with all its routes."""
+    app = make_app(web)
+    for routes in (agents, fleet, health, admin):
+        routes.add_routes(app, web)
+    return app

@@ -1,0 +1,197 @@
+"""Asks nodes that do not report themselves: what they are, what they hold, what is loaded.
+
+Decides when to ask, never what an answer means. Asked are nodes without an agent, and agents that registered without a gateway (the
+seed's): those report their load but not their models, so their lists are asked for, and whether they live is left to their heartbeats.
+Invariants: each node has tasks of its own, so a slow one delays no other; `/api/ps` is never a sign of life or death; answers are
+bounded in size and time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+import msgspec
+import trio
+
+from core.events import Event, NodePolled, NodeSilent, Upstream
+from core.units import MIB, AgentId, Instant
+from servers import clock
+from servers.settings import upstream_url
+
+LOADED_EVERY_S: Final = 2.0
+"""How often `/api/ps` is asked, and how often everything while a node is away."""
+
+CONNECT_LIMIT_S: Final = 3.0
+"""No connection within this time counts as refused (contract 2)."""
+
+CHECK_GAP_S: Final = 0.25
+"""Between two full checks of a node, however often it is probed."""
+
+ANSWER_LIMIT_S: Final = 30.0
+"""A node that is slow to answer is busy, not dead: 20 s were seen."""
+
+ANSWER_MAX_BYTES: Final = 32 * MIB
+PARSE_INLINE_BYTES: Final = 256 * 1024
+"""Longer lists are parsed in a worker thread."""
+
+NODES_MAX: Final = 4096
+
+
+class _Models(msgspec.Struct, frozen=True):
+    models: list[Any] | None = None
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class _BadAnswer(Exception):
+    """The node answered, but not what was asked."""
+
+
+@dataclass(slots=True)
+class _Node:
+    agent_id: AgentId
+    upstream: Upstream
+    alive_counts: bool
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    wake: trio.Event = field(default_factory=trio.Event)
+    answers: bool = False
+
+
+class Poller:
+    """All polled nodes of one coordinator. `apply` tells the router; `now` is the router's time."""
+
+    def __init__(self, apply: Callable[[Event], object], *, now: Callable[[], Instant], check_every_s: float) -> None:
+        self._apply = apply
+        self._now = now
+        self._check_every_s = check_every_s
+        self._nodes: dict[AgentId, _Node] = {}
+        self._nursery: trio.Nursery | None = None
+        self._client: httpx.AsyncClient | None = None
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        timeout = httpx.Timeout(ANSWER_LIMIT_S, connect=CONNECT_LIMIT_S, pool=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=1000, keepalive_expiry=60)
+        async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as self._client:
+            try:
+                async with trio.open_nursery() as self._nursery:
+                    for node in self._nodes.values():
+                        self._start(node)
+                    await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def watch(self, agent_id: AgentId, upstream: Upstream, *, alive_counts: bool = True) -> None:
+        """Poll this node from now on. `alive_counts`: its answers, and their absence, tell whether it lives."""
+        known = self._nodes.get(agent_id)
+        if known is not None and (known.upstream, known.alive_counts) == (upstream, alive_counts):
+            known.wake.set()
+            return
+        self.forget(agent_id)
+        if len(self._nodes) >= NODES_MAX:
+            return
+        node = self._nodes[agent_id] = _Node(agent_id, upstream, alive_counts)
+        if self._nursery is not None:
+            self._start(node)
+
+    def forget(self, agent_id: AgentId) -> None:
+        """Poll this node no more."""
+        if (node := self._nodes.pop(agent_id, None)) is not None:
+            node.scope.cancel()
+
+    def probe(self, agent_id: AgentId) -> None:
+        """Ask this node everything, now."""
+        if (node := self._nodes.get(agent_id)) is not None:
+            node.wake.set()
+
+    # ------------------------------------------------------------ one node
+
+    def _start(self, node: _Node) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._poll, node)
+
+    async def _poll(self, node: _Node) -> None:
+        with node.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_checked, node)
+                nursery.start_soon(self._keep_loaded_known, node)
+
+    async def _keep_checked(self, node: _Node) -> None:
+        """Full checks; at once when probed."""
+        while True:
+            await self._check(node)
+            await trio.sleep(CHECK_GAP_S)
+            with trio.move_on_after(self._check_every_s if node.answers else min(LOADED_EVERY_S, self._check_every_s)):
+                await node.wake.wait()
+            node.wake = trio.Event()
+
+    async def _check(self, node: _Node) -> None:
+        asked_at = self._now()
+        try:
+            version = (await self._get(node, "/api/version", _Version)).version
+            installed = await self._installed(node)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            self._silent(node, refused=True)
+        except (httpx.HTTPError, _BadAnswer):
+            self._silent(node, refused=False)
+        else:
+            first, node.answers = not node.answers, True
+            self._polled(node, asked_at, version=version, installed=installed, alive=node.alive_counts)
+            if first:
+                await self._ask_loaded(node)
+
+    async def _installed(self, node: _Node) -> list[Any] | None:
+        """None when the node lives but cannot tell."""
+        try:
+            return (await self._get(node, "/api/tags", _Models)).models or []
+        except _BadAnswer:
+            return None
+
+    async def _keep_loaded_known(self, node: _Node) -> None:
+        while True:
+            await trio.sleep(LOADED_EVERY_S)
+            if node.answers:
+                await self._ask_loaded(node)
+
+    async def _ask_loaded(self, node: _Node) -> None:
+        asked_at = self._now()
+        try:
+            loaded = (await self._get(node, "/api/ps", _Models)).models or []
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            node.wake.set()
+        except (httpx.HTTPError, _BadAnswer):
+            pass
+        else:
+            self._polled(node, asked_at, loaded=loaded, alive=False)
+
+    def _polled(self, node: _Node, asked_at: Instant, **parts: Any) -> None:
+        self._apply(NodePolled(agent_id=node.agent_id, now_unix=clock.unix_ms(), asked_at=asked_at, **parts))
+
+    def _silent(self, node: _Node, *, refused: bool) -> None:
+        node.answers = False
+        if node.alive_counts:
+            self._apply(NodeSilent(agent_id=node.agent_id, refused=refused))
+
+    async def _get(self, node: _Node, path: str, kind: type[Any]) -> Any:
+        """The answer as a `kind`. Raises httpx.HTTPError, _BadAnswer."""
+        assert self._client is not None
+        data = bytearray()
+        with trio.move_on_after(ANSWER_LIMIT_S + CONNECT_LIMIT_S) as scope:
+            async with self._client.stream("GET", upstream_url(node.upstream) + path) as response:
+                if response.status_code != 200:
+                    raise _BadAnswer
+                async for part in response.aiter_bytes():
+                    data += part
+                    if len(data) > ANSWER_MAX_BYTES:
+                        raise _BadAnswer
+        if scope.cancelled_caught:
+            raise httpx.ReadTimeout("the whole answer took too long")
+        try:
+            if len(data) <= PARSE_INLINE_BYTES:
+                return msgspec.json.decode(data, type=kind)
+            return await trio.to_thread.run_sync(lambda: msgspec.json.decode(data, type=kind))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _BadAnswer from None
