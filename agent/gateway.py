@@ -32,12 +32,11 @@ from edge.body import Body, BodyBudget, inspect, inspect_async, read_body
 from edge.headers import error_response, request_head, response_head, safe_value, simple_response
 from edge.listener import Denied, Listener, bind
 from edge.pool import DialFailed, Pool
-from edge.relay import Failed, Good, open_answer, pour
+from edge.relay import FAILURE_HEADER, Failed, Good, open_answer, pour
 from edge.web import WebPass
 from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut, Watch
 
 CREDENTIAL_HEADER: Final = b"x-ollama-router-credential"
-FAILURE_HEADER: Final = b"X-Ollama-Router-Failure"
 HOLD_BYTES: Final = 16 * MIB
 """A non-streaming answer is held until whole up to this size (contract 4)."""
 
@@ -141,9 +140,10 @@ class Gateway:
                 if isinstance(opened, Failed):
                     failed = opened
                 else:
-                    framing = opened.framing_for(conn)
+                    framing = opened.framing_for(head)
                     extra = [(b"X-Request-Id", request_id.encode("ascii"))]
-                    head_bytes = response_head(opened.head, framing=framing, keep_alive=not conn.must_close, extra=extra)
+                    keep_alive = not conn.must_close
+                    head_bytes = response_head(opened.head, framing=framing, length=opened.length, keep_alive=keep_alive, extra=extra)
                     poured = await pour(opened, upstream, conn, head_bytes=head_bytes, route=route)
                     if poured.clean:
                         self._took(1000 * (time.monotonic() - began))

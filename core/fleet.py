@@ -23,7 +23,7 @@ Row: TypeAlias = dict[str, Any]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NEVER: Final = -(1 << 62)
-_VERSION = re.compile(r"v?(\d{1,9}(?:\.\d{1,9})*)").match
+_VERSION = re.compile(r"v?(\d{1,9}+(?:\.\d{1,9}+)*+)(?!\d)").match
 
 
 class NodeInventory(msgspec.Struct, frozen=True, kw_only=True):
