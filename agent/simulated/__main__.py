@@ -27,6 +27,7 @@ def chosen_models(names: tuple[str, ...], group: str | None) -> tuple[object, ..
 @click.option("--speed", default=1.0, show_default=True, type=click.FloatRange(0.001, 10_000), help="How many times as fast as usual.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 64), help="Requests that one model serves at once.")
 @click.option("--load-seconds", "load_s", type=click.FloatRange(0, 3600), help="Time to load a model; by its size if not given.")
+@click.option("--version", default="0.33.0", show_default=True, help="What /api/version says.")
 @click.option("--seed", default=0, show_default=True, help="Nodes with one seed say the same.")
 def main(
     host: str,
@@ -38,6 +39,7 @@ def main(
     speed: float,
     slots: int,
     load_s: float | None,
+    version: str,
     seed: int,
 ) -> None:
     """A simulated Ollama: it speaks Ollama's protocol and answers with made-up words."""
@@ -46,7 +48,7 @@ def main(
         sim = SimulatedOllama.from_spec(spec)
     else:
         models = chosen_models(names, group) or (guessed_model("llama3.2:3b"),)
-        sim = SimulatedOllama(name=name, models=models, speed=speed, slots=slots, load_s=load_s, seed=seed)  # type: ignore[arg-type]
+        sim = SimulatedOllama(name=name, models=models, speed=speed, slots=slots, load_s=load_s, version=version, seed=seed)  # type: ignore[arg-type]
     try:
         trio.run(_serve, sim, host, port)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ import random
 import re
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.utils import formatdate
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ from agent.simulated.models import SimulatedModel
 CONSONANTS: Final = "bcdfghlmnprstv"
 VOWELS: Final = "aeiou"
 THINKING_WORDS: Final = 6
+CALL_TOKEN: Final = "<tool_call>"
+"""What a token of a tool call reads like in `logprobs`."""
 LONGEST_ANSWER: Final = 100_000
 JSON_TOKEN: Final = re.compile(r"\w+|.", re.DOTALL)
 ESCAPES: Final = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -199,6 +201,11 @@ def logprob(token: str, top: int) -> dict[str, Any]:
         for at, other in zip(range(1, top), words(dice), strict=False)
     ]
     return {**own, "top_logprobs": [dict(own), *others]}
+
+
+def logprobs(pieces: Sequence[Piece], top: int) -> list[dict[str, Any]]:
+    """`logprobs` of some tokens."""
+    return [logprob(piece.content or piece.thinking or CALL_TOKEN, top) for piece in pieces]
 
 
 def token_ids(text: str, count: int) -> list[int]:

@@ -221,7 +221,7 @@ class _Serving:
                 return True
             piece = self._pieces[self._sent]
             self._sent += 1
-            if self._ask.stream and not piece.silent:
+            if self._ask.stream and (not piece.silent or self._ask.logprobs is not None):
                 await self._reply.chunk(self._writer.stream_type, self._writer.piece(piece))
                 self._log.tokens_sent += 1
 

@@ -184,7 +184,7 @@ def recorded_models() -> tuple[SimulatedModel, ...]:
         )  # fmt: skip
 
     def scripted(name: str, *capabilities: str, template: str = "{{ .Prompt }}") -> SimulatedModel:
-        plain = small(name, "", "2026-11-22T12:33:22Z", "completion", *capabilities, tiny=False, size_bytes=300_344)
+        plain = small(name, "", "2026-11-22T12:20:00Z", "completion", *capabilities, tiny=False, size_bytes=300_344)
         return msgspec.structs.replace(plain, decode_tokens_s=50, template=template)
 
     return (

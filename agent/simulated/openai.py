@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from agent.simulated.answers import Piece, dice_for, go_json, vector
+from agent.simulated.answers import Piece, dice_for, go_json, logprobs, vector
 from agent.simulated.asking import Ask, Finder, ask_chat, ask_embed, ask_generate
 from agent.simulated.models import Knobs, SimulatedModel, parse_name
 from agent.simulated.native import BARE_JSON_TYPE, JSON_TYPE, Figures, Wall
@@ -175,6 +175,10 @@ class OpenAIWriter:
         self._first = False
         return [{"index": 0, "delta": {**role, **delta}, "finish_reason": None}]
 
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        top = self._ask.logprobs
+        return {} if top is None or not pieces else {"logprobs": {"content": logprobs(pieces, top)}}
+
     def piece(self, piece: Piece) -> bytes:
         """The event of one token."""
         if not self._chat:
@@ -186,8 +190,7 @@ class OpenAIWriter:
             self._called = True
             more["tool_calls"] = [_call(call) for call in piece.calls]
         choices = self._delta(content=piece.content, **more)
-        if self._ask.logprobs is not None:
-            choices[0]["logprobs"] = None
+        choices[0] |= self._logprobs([piece])
         return self._event(choices)
 
     def last(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
@@ -222,7 +225,7 @@ class OpenAIWriter:
                 message["reasoning"] = thinking
             if calls:
                 message["tool_calls"] = calls
-            choice = {"index": 0, "message": message, "finish_reason": finish}
+            choice = {"index": 0, "message": message, "finish_reason": finish, **self._logprobs(pieces)}
         else:
             choice = {"text": content, "index": 0, "finish_reason": reason}
         said = {
