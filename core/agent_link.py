@@ -335,7 +335,8 @@ class AgentLink:
             )
         if answer.send_inventory:
             self._known_installed = self._known_loaded = None
-            self._due = soon
+            if self._installed is not None or self._loaded is not None:
+                self._due = soon
         if sent.draining and not sent.in_flight:
             effects += self._leave()
         return effects
