@@ -27,11 +27,11 @@ def main() -> None:
         identity = agent_config.take_identity(config, unix_ms=time.time_ns() // 1_000_000)
         tail = configure(config.log_level, config.log_format)
         daemon = Daemon(config, identity, dice=random.Random().randrange, tail=tail)
-        trio.run(_run, daemon, strict_exception_groups=True)
-    except* ConfigError as group:
-        for error in _leaves(group):
-            print(f"ollama-router-agent: {error}", file=sys.stderr)
+        daemon.listen()
+    except ConfigError as error:
+        print(f"ollama-router-agent: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    trio.run(_run, daemon)
 
 
 async def _run(daemon: Daemon) -> None:
@@ -45,19 +45,8 @@ async def _obey_signals(daemon: Daemon, *, task_status: trio.TaskStatus[None] = 
     """The first signal asks for an orderly stop, the second stops at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
-        asked = False
         async for _ in signals:
-            if asked:
-                raise SystemExit(1)
-            asked = True
             daemon.stop()
-
-
-def _leaves(group: BaseExceptionGroup[ConfigError]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
 
 
 if __name__ == "__main__":

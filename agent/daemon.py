@@ -82,13 +82,19 @@ class Daemon:
         self._left = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._stop_asked = False
+        self._port = 0
 
-    async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until the agent has left. Started with the gateway's port, once that listens.
+    def listen(self) -> int:
+        """Open the gateway's port; before `run`. Returns which it is.
 
         Raises:
-            ConfigError: the gateway's port cannot be used.
+            ConfigError: it cannot be used.
         """
+        self._port = self.gateway.listen(self._gateway_host(), self._config.api_port)
+        return self._port
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until the agent has left."""
         config = self._config
         async with (
             httpx.AsyncClient(timeout=CALL_TIMEOUT_S, trust_env=False) as self._http,
@@ -96,10 +102,11 @@ class Daemon:
             trio.open_nursery() as nursery,
         ):
             self._nursery = nursery
-            port = await nursery.start(self.gateway.run, self._gateway_host(), config.api_port)
+            await nursery.start(self.gateway.run)
             for line in config.warnings:
                 self._log.warning(line)
-            self._log.info("agent started", router=config.router_url, ollama=config.ollama_url, gateway_port=port)
+            self._log.info("agent started", router=config.router_url, ollama=config.ollama_url, gateway_port=self._port)
+            await trio.to_thread.run_sync(cpu_and_memory)  # the first measurement only marks the beginning
             first = OllamaPolled()
             with trio.move_on_after(FIRST_LOOK_S):
                 with contextlib.suppress(OllamaSilent):
@@ -107,23 +114,21 @@ class Daemon:
             nvidia = await trio.to_thread.run_sync(self._nvidia)
             devices = apply_override(await trio.to_thread.run_sync(nvidia.devices), config.gpu)
             self._log.info("GPUs", devices=[f"{device.count} x {device.model}" for device in devices] or "none found")
-            registration = self._registration(port, devices)
-            self._link = AgentLink(registration, interval_s=config.heartbeat_interval_s, dice=self._dice, now=_now())
+            self._link = AgentLink(self._registration(devices), interval_s=config.heartbeat_interval_s, dice=self._dice, now=_now())
             self._apply(first)
-            if self._stop_asked:
-                self._apply(StopAsked())
             nursery.start_soon(self._watch_ollama, ollama)
             nursery.start_soon(self._watch_loaded, ollama)
             nursery.start_soon(self._watch_load, nvidia)
             nursery.start_soon(self._drive)
-            task_status.started(port)
+            task_status.started()
             await self._left.wait()
             nursery.cancel_scope.cancel()
         self._log.info("agent stopped")
 
     def stop(self) -> None:
-        """Leave in order: tell the coordinator, let requests end, at most `stop_timeout_s`. May be called more than once."""
+        """Leave in order: tell the coordinator, let requests end, at most `stop_timeout_s`. The second call: leave at once."""
         if self._stop_asked:
+            self._left.set()
             return
         self._stop_asked = True
         in_flight = len(self.gateway.in_flight())
@@ -267,7 +272,7 @@ class Daemon:
             self._apply(LoadSampled(load=await trio.to_thread.run_sync(sample)))
             await trio.sleep(POLL_S)
 
-    def _registration(self, port: int, devices: list[GpuDevice]) -> Registration:
+    def _registration(self, devices: list[GpuDevice]) -> Registration:
         return Registration(
             machine_name=machine_name()[:255],
             ip_address=self._config.advertise_address or "127.0.0.1",
@@ -277,7 +282,7 @@ class Daemon:
             gpu_devices=devices,
             gpu_count=sum(device.count for device in devices) or None,
             gpu_model=devices[0].model if devices else None,
-            agent_api_port=port,
+            agent_api_port=self._port,
             agent_version=AGENT_VERSION,
             slots=self._config.slots,
             instance_id=self._identity.instance_id,

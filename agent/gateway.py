@@ -12,6 +12,7 @@ says itself that it failed passes as it came, for the coordinator to judge.
 import errno
 import hmac
 import itertools
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -64,23 +65,28 @@ class Gateway:
         self._budget = BodyBudget()
         self._serials = itertools.count()
         self._in_flight: dict[int, str] = {}
+        self._sockets: list[socket.socket] = []
         self._log = structlog.get_logger()
 
     def in_flight(self) -> tuple[str, ...]:
         """The ids of the inference requests inside, oldest first."""
         return tuple(self._in_flight.values())
 
-    async def run(self, host: str, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen and serve until cancelled. Started with the port; port 0 picks a free one.
+    def listen(self, host: str, port: int) -> int:
+        """Open the port, 0 for any free one; before `run`. Returns which it is.
 
         Raises:
             ConfigError: the port cannot be used.
         """
         try:
-            sockets = bind(host, port)
+            self._sockets = bind(host, port)
         except OSError as error:
             why = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror
             raise ConfigError(f"AGENT_API_PORT: port {port} cannot be opened ({why}); set another one") from None
+        return int(self._sockets[0].getsockname()[1])
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
         listener = Listener(
             gate=self._gate,
             proxy=self,
@@ -91,8 +97,8 @@ class Gateway:
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch.run)
-            await nursery.start(listener.serve, sockets)
-            task_status.started(sockets[0].getsockname()[1])
+            await nursery.start(listener.serve, self._sockets)
+            task_status.started()
 
     def allowed(self, head: RequestHead) -> bool:
         """Whether the caller shows the credential. Takes equally long for all wrong ones."""
@@ -140,6 +146,7 @@ class Gateway:
                 if isinstance(opened, Failed):
                     failed = opened
                 else:
+                    assert upstream is not None
                     framing = opened.framing_for(head)
                     extra = [(b"X-Request-Id", request_id.encode("ascii"))]
                     keep_alive = not conn.must_close
@@ -158,7 +165,7 @@ class Gateway:
 
     async def _open(
         self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str, stream: bool
-    ) -> tuple[UpstreamConnection, Good] | tuple[UpstreamConnection | None, Failed]:
+    ) -> tuple[UpstreamConnection | None, Good | Failed]:
         """Send the request to Ollama and read the beginning of its answer. A stale kept connection is replaced once."""
         data = request_head(head, self._upstream, request_id=request_id, body_length=body.length, client_host=conn.peer_host)
         upstream = self._pool.take(self._upstream)

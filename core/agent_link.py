@@ -315,7 +315,7 @@ class AgentLink:
 
     def _confirmed(self, answer: HeartbeatAnswer, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
-        if self._failures:
+        if self._complaint:
             effects.append(Note(level="info", event="the coordinator answers again"))
         self._failures, self._complaint = 0, ""
         assert self._sent is not None
