@@ -5,8 +5,8 @@ that its client already has waiting, as in start-time fair queueing. That is the
 clients would serve, but every place is known at once: it can be shown, and walked without taking anybody out.
 
 Invariants: at most `queue_max` are admitted in all, and `queue_per_client` of one client; within one client nobody stands before one that
-came earlier; who comes back (a node did not take it) stands where it stood, or first; a client with much waiting never moves the
-first one of another client back by more than one request of each client.
+came earlier; who comes back (a node did not take it) stands first; a client with much waiting never moves the first one of another
+client back by more than one request of each client.
 """
 
 from bisect import bisect_left, insort

@@ -12,8 +12,9 @@ first. Scores are integers with named parts. Nothing here is kept between two ca
 Only `auto` holds requests back for a free slot; the others forward at once, as the seed does, and leave waiting to the nodes.
 """
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from core.config import RouterConfig
 from core.learning import Speeds
@@ -82,25 +83,18 @@ class Choice:
         """With no room: how many more of the same kind would rather wait for this node than take the best one that has room."""
 
 
-class Strategy(Protocol):
-    """One way to choose. Stateless but for its place in a round."""
+class Strategy(abc.ABC):
+    """One way to choose. Keeps nothing between two calls."""
 
-    name: str
-    holds_back: bool
-    """Whether a choice may have no room because of slots."""
-    part_names: tuple[str, ...]
+    part_names: tuple[str, ...] = ()
 
+    @abc.abstractmethod
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """The best of `nodes`, which is not empty."""
-        ...
 
 
-class _Forwarding:
+class _Forwarding(Strategy):
     """What the strategies that forward at once have in common."""
-
-    name: str
-    holds_back = False
-    part_names: tuple[str, ...] = ("active",)
 
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """The best of those below their cap; of all when every one is at it."""
@@ -108,14 +102,13 @@ class _Forwarding:
         rows = self._rows(open_nodes or nodes, load, now)
         return Choice(_least(rows), room=bool(open_nodes) or not ask.needs_slot, rows=rows)
 
+    @abc.abstractmethod
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
-        raise NotImplementedError
+        """What each node scores."""
 
 
 class LeastBusy(_Forwarding):
     """Fewest active requests."""
-
-    name = "least-busy"
 
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
         return [(node, active, (active,)) for node in nodes for active in (_active(node, load),)]
@@ -124,9 +117,6 @@ class LeastBusy(_Forwarding):
 class RoundRobin(_Forwarding):
     """In turns: the least recently chosen."""
 
-    name = "round-robin"
-    part_names = ()
-
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
         return [(node, 0, ()) for node in nodes]
 
@@ -134,7 +124,6 @@ class RoundRobin(_Forwarding):
 class SeedMetrics(_Forwarding):
     """The seed's formula. Nodes without an agent count with the mean of the others' numbers."""
 
-    name = "metrics"
     part_names = ("cpu", "memory", "active")
 
     def __init__(self, fresh_s: float) -> None:
@@ -147,7 +136,7 @@ class SeedMetrics(_Forwarding):
             return [(node, 0, (0, 0, 0)) for node in nodes]
         mean_cpu = sum(node.cpu_usage for node in fresh) / len(fresh)
         mean_memory = sum(node.memory_usage for node in fresh) / len(fresh)
-        rows = []
+        rows: list[Row] = []
         for node in scored:
             cpu = round((mean_cpu if node.agentless else node.cpu_usage) * METRIC_SCALE)
             memory = round((mean_memory if node.agentless else node.memory_usage) * METRIC_SCALE)
@@ -156,11 +145,9 @@ class SeedMetrics(_Forwarding):
         return rows
 
 
-class Auto:
+class Auto(Strategy):
     """Expected node time: see the module."""
 
-    name = "auto"
-    holds_back = True
     part_names = ("work", "ahead", "cold")
 
     def __init__(self, speeds: Speeds) -> None:

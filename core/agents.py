@@ -1,0 +1,199 @@
+"""One node: everything that is known about it.
+
+Decides how it is shown, and whether it could serve. Never decides its own state: `core.registry` does, and every step goes through `step`,
+the only place that assigns one. Shells see `AgentView`s, never this.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from core.events import Upstream
+from core.inventory import Inventory
+from core.lifecycle import AgentInput, AgentState, advance
+from core.messages import AgentSettings, GpuDevice, Heartbeat, Registration
+from core.units import AgentId, Instant, ModelKey, UnixMs
+from core.views import AgentView, EjectionView
+
+SHOWN_AS: Final[Mapping[AgentState, str]] = {
+    AgentState.OFFLINE: "offline",
+    AgentState.INITIALIZING: "online",
+    AgentState.READY: "online",
+    AgentState.DRAINING: "online",
+    AgentState.HELD: "offline",
+    AgentState.PENDING: "pending",
+}
+
+_FROM_HEARTBEAT: Final = (
+    "average_response_time_ms", "gpu_usage", "gpu_memory_usage", "gpu_memory_total_mb", "gpu_memory_used_mb", "gpu_temperature",
+    "gpu_model_name", "gpu_compute_capability", "ollama_version",
+)  # fmt: skip
+
+
+class Agent:
+    """One node, with or without an agent on it."""
+
+    __slots__ = (
+        "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "beyond", "boot", "code", "cpu_usage",
+        "custom_name", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count", "gpu_devices", "gpu_memory_total_mb",
+        "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name", "gpu_temperature", "gpu_usage", "id", "instance_id",
+        "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "machine_name", "max_concurrent",
+        "memory_usage", "metrics_at", "name", "notes", "ollama_ok", "ollama_port", "ollama_version", "registered_at", "simulated", "slots",
+        "tags", "upstream", "wants_inventory", "weight", "why",
+    )  # fmt: skip
+
+    def __init__(self, agent_id: AgentId, upstream: Upstream, *, state: AgentState, now_unix: UnixMs) -> None:
+        self.id = agent_id
+        self.upstream = upstream
+        self._state = state
+        self.registered_at = now_unix
+        self.name = ""
+        self.machine_name = ""
+        self.ip_address = upstream.host
+        self.ollama_version = ""
+        self.ollama_port = upstream.port
+        self.agent_api_port: int | None = None
+        self.agent_version: str | None = None
+        self.instance_id: str | None = None
+        self.agentless = False
+        self.simulated = False
+        self.gpu_available = False
+        self.gpu_devices: list[GpuDevice] = []
+        self.gpu_count: int | None = None
+        self.gpu_model: str | None = None
+        self.code: str | None = None
+        self.why = ""
+        """Why it is in its state, where the state alone does not say."""
+        self.boot = 0
+        self.last_report: tuple[int, int] = (0, 0)
+        """(boot, sequence) of the newest heartbeat."""
+        self.last_heard: Instant | None = None
+        """None: not since the coordinator started."""
+        self.last_seen: UnixMs | None = None
+        self.last_chosen = 0
+        """Number of the decision that chose it last."""
+        self.custom_name: str | None = None
+        self.tags: list[str] = []
+        self.notes: str | None = None
+        self.weight: float | None = None
+        self.max_concurrent: int | None = None
+        self.slots = 1
+        self.drained_by_itself = False
+        self.inventory = Inventory()
+        self.wants_inventory = False
+        """What it is said to hold was found wrong."""
+        self.ollama_ok = True
+        self.cpu_usage = 0.0
+        self.memory_usage = 0.0
+        self.metrics_at: Instant | None = None
+        """When CPU and memory were told last."""
+        self.beyond = 0
+        """Requests that the node reported beyond our own."""
+        self.average_response_time_ms: float | None = None
+        self.gpu_usage: float | None = None
+        self.gpu_memory_usage: float | None = None
+        self.gpu_memory_total_mb: float | None = None
+        self.gpu_memory_used_mb: float | None = None
+        self.gpu_temperature: float | None = None
+        self.gpu_model_name: str | None = None
+        self.gpu_compute_capability: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name} {self._state.value}>"
+
+    @property
+    def state(self) -> AgentState:
+        """Where it stands."""
+        return self._state
+
+    @property
+    def well(self) -> bool:
+        """Whether it could serve: its models are known and its Ollama answers."""
+        return self.ollama_ok and self.inventory.known
+
+    def step(self, given: AgentInput) -> bool:
+        """Take one step of the lifecycle. Returns whether the state is another one now.
+
+        Raises:
+            IllegalTransition: there is no such step.
+        """
+        before = self._state
+        self._state = advance(before, given)
+        return self._state is not before
+
+    def introduce(self, registration: Registration, upstream: Upstream) -> None:
+        """Take over what the agent says of itself; what an admin set stays."""
+        self.upstream = upstream
+        for name in ("machine_name", "ip_address", "ollama_version", "ollama_port", "agent_api_port", "agent_version", "instance_id",
+                     "gpu_available", "simulated"):  # fmt: skip
+            setattr(self, name, getattr(registration, name))
+        self.gpu_devices = list(registration.gpu_devices)
+        self.gpu_count = registration.gpu_count
+        if self.gpu_count is None and registration.gpu_devices:
+            self.gpu_count = sum(device.count for device in registration.gpu_devices)
+        self.gpu_model = registration.gpu_model or (registration.gpu_devices[0].model if registration.gpu_devices else None)
+        if registration.slots is not None:
+            self.slots = registration.slots
+
+    def take_numbers(self, heartbeat: Heartbeat, *, now: Instant) -> None:
+        """Take over the numbers of a heartbeat; what it does not tell stays."""
+        self.cpu_usage = heartbeat.cpu_usage
+        self.memory_usage = heartbeat.memory_usage
+        self.metrics_at = now
+        self.ollama_ok = heartbeat.ollama_ok
+        for name in _FROM_HEARTBEAT:
+            value = getattr(heartbeat, name)
+            if value is not None:
+                setattr(self, name, value)
+
+    def take_settings(self, settings: AgentSettings) -> None:
+        """Set what an admin gave; null clears, absent leaves."""
+        for name in settings.__struct_fields__:
+            value = getattr(settings, name)
+            if name == "tags" and value is None:
+                self.tags = []
+            elif value is None or isinstance(value, (str, int, float, list)):
+                setattr(self, name, value)
+
+    def inherit(self, former: "Agent") -> None:
+        """Take over what an admin set for the agent that this one replaces."""
+        for name in ("custom_name", "tags", "notes", "weight", "max_concurrent"):
+            setattr(self, name, getattr(former, name))
+
+    def detail(self, in_flight: int) -> str:
+        """One sentence: why it is in its state."""
+        match self._state:
+            case AgentState.READY:
+                return "takes requests"
+            case AgentState.INITIALIZING:
+                return "its models are not known yet" if self.ollama_ok else "its Ollama does not answer"
+            case AgentState.DRAINING:
+                return f"{self.why}; {in_flight} of its requests {'is' if in_flight == 1 else 'are'} still running"
+            case AgentState.PENDING:
+                return "waits for an admin's approval"
+            case AgentState.OFFLINE | AgentState.HELD:
+                return self.why
+
+    def view(self, *, in_flight: int, ejections: list[EjectionView]) -> AgentView:
+        """As it is shown."""
+        same = {name: getattr(self, name) for name in _SAME}
+        return AgentView(
+            **same,
+            status=SHOWN_AS[self._state],
+            state=self._state.value,
+            detail=self.detail(in_flight),
+            cpu_usage=self.cpu_usage if self.metrics_at is not None else None,
+            memory_usage=self.memory_usage if self.metrics_at is not None else None,
+            installed=self.inventory.installed_rows,
+            loaded=self.inventory.loaded_rows,
+            in_flight=in_flight,
+            active_requests=in_flight + self.beyond,
+            ejections=ejections,
+        )
+
+    def holds(self, key: ModelKey) -> bool:
+        """Whether it has the model, loaded or not."""
+        return key in self.inventory.installed
+
+
+_OWN: Final = ("status", "state", "detail", "cpu_usage", "memory_usage", "installed", "loaded", "in_flight", "active_requests", "ejections")
+_SAME: Final = tuple(name for name in AgentView.__struct_fields__ if name not in _OWN)

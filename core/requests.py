@@ -1,0 +1,190 @@
+"""One live request: what is known of it, what it cost, and what is told about it in the end.
+
+Decides texts, and what an ended request teaches; never where it goes. `core.dispatch` and `core.router` own all of its fields.
+"""
+
+import enum
+from typing import Final
+
+from core.agents import Agent
+from core.events import Attempt, AttemptEnded, Ending, Failure, Record, Refuse, RequestCame, Route, Settled, Usage
+from core.health import Verdict
+from core.learning import Sample
+from core.scoring import Ask
+from core.units import AgentId, Instant, LeaseId, ModelKey
+
+BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
+"""Ollama's own words (two spaces): clients know them."""
+
+Kind = tuple[ModelKey | None, str, bool, tuple[AgentId, ...]]
+
+_EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
+_NS_PER_S: Final = 1_000_000_000
+
+_WHAT_HAPPENED: Final = {
+    Failure.REFUSED: "could not be reached",
+    Failure.NOT_TAKEN: "broke the connection before it had the request",
+    Failure.DIED: "ended the connection before its answer was complete",
+    Failure.EMPTY: "answered with nothing",
+    Failure.BLANK: "answered with a blank answer",
+    Failure.GARBLED: "answered with something that is not HTTP",
+    Failure.VANISHED: "went away before it answered",
+    Failure.TIMEOUT: "took longer than the operator allows",
+}
+
+
+class Phase(enum.Enum):
+    """Where a request stands."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    TRYING = "trying"
+    """On a node; the client has seen nothing of it."""
+    STREAMING = "streaming"
+    """The client has seen its first byte: no other node can take it."""
+    ANSWERED = "answered"
+    """The shell was told to answer it without a node; it has not said yet that it did."""
+
+
+class Request:
+    """One request from `RequestCame` to `Settled`."""
+
+    __slots__ = (
+        "agent", "alone", "ask", "at", "attempt", "attempts", "busy", "came", "client", "cold", "expected_at", "failed", "first_byte_at",
+        "id", "key", "lease_id", "number", "phase", "plan", "predicted_ms", "refused_by", "spent", "started_at", "tried", "verdict",
+        "waited_s", "waiting_since", "why",
+    )  # fmt: skip
+
+    def __init__(self, event: RequestCame, key: ModelKey | None, ask: Ask, *, number: int, now: Instant) -> None:
+        self.id = event.request_id
+        self.came = event
+        self.key = key
+        self.ask = ask
+        self.at = now
+        self.number = number
+        """Of arrival, over all requests."""
+        self.client = event.client
+        self.phase = Phase.NEW
+        self.agent: Agent | None = None
+        """Of the present or the last attempt."""
+        self.lease_id: LeaseId | None = None
+        self.attempt = 0
+        self.started_at = now
+        """When the present or the last attempt began."""
+        self.first_byte_at: Instant | None = None
+        self.cold = False
+        """Whether the present attempt makes the node load the model."""
+        self.alone = False
+        """Whether no other load ran there when it began."""
+        self.tried: dict[AgentId, int] = dict.fromkeys(event.excluded, 2) if event.excluded else {}
+        """Nodes that are out for this request, and how often they were tried."""
+        self.busy: dict[AgentId, None] = {}
+        """Nodes that said 503; they come back when nobody else is left."""
+        self.refused_by: list[AgentId] = []
+        """Nodes that said their model cannot do this."""
+        self.spent = 0
+        """Attempts that may have cost a node work."""
+        self.failed: AttemptEnded | None = None
+        self.verdict: Verdict | None = None
+        self.attempts: list[Attempt] = []
+        self.plan: AgentId | None = None
+        """While it waits: the node that it waits for."""
+        self.why = ""
+        """While it waits: for what."""
+        self.expected_at: Instant | None = None
+        self.predicted_ms: float | None = None
+        self.waited_s = 0.0
+        self.waiting_since = now
+
+    @property
+    def kind(self) -> Kind:
+        """Requests of one kind have the same nodes to choose from, and cost about the same there."""
+        out = tuple(sorted((*self.tried, *self.busy))) if self.tried or self.busy else ()
+        return (self.key, self.came.runner_options, self.ask.needs_slot, out)
+
+    def end_attempt(self, outcome: str, *, now: Instant) -> None:
+        """Note how the present attempt ended."""
+        assert self.agent is not None, "an attempt without a node"
+        duration_ms = (now - self.started_at) * 1000
+        self.attempts.append(Attempt(agent_id=self.agent.id, agent_name=self.agent.name, outcome=outcome, duration_ms=duration_ms))
+
+    def record(self, ending: Ending, settled: Settled | None, *, now: Instant) -> Record:
+        """What history keeps."""
+        agent = self.agent
+        return Record(
+            request_id=self.id,
+            route=self.came.route,
+            model=self.came.model,
+            client=self.client,
+            agent_id=None if agent is None else agent.id,
+            agent_name=None if agent is None else agent.name,
+            ending=ending,
+            message="its end was never reported" if settled is None else settled.message,
+            status=0 if settled is None else settled.status,
+            duration_ms=(now - self.at) * 1000,
+            queue_ms=self.waited_s * 1000,
+            ttft_ms=None if self.first_byte_at is None else (self.first_byte_at - self.at) * 1000,
+            predicted_start_ms=self.predicted_ms,
+            usage=None if settled is None else settled.usage,
+            attempts=tuple(self.attempts),
+            body_bytes=0 if settled is None else settled.body_bytes,
+            chunks=0 if settled is None else settled.chunks,
+        )
+
+    def sample(self, settled: Settled, *, now: Instant) -> Sample:
+        """What the request showed of its node's speed; it ended well there."""
+        usage = settled.usage or Usage()
+        service_s = now - self.started_at
+        answering_s = now - (self.first_byte_at or self.started_at)
+        load_s = usage.load_ns / _NS_PER_S if usage.load_ns else None
+        if self.cold and load_s is None and self.first_byte_at is not None:
+            load_s = self.first_byte_at - self.started_at
+        output, told = usage.output_tokens, True
+        if self.ask.output_tokens and not output:
+            told = self.came.stream and settled.chunks > 1
+            output = settled.chunks if told else self.ask.output_tokens
+        prefill_s, decode_s = usage.prompt_ns / _NS_PER_S, usage.eval_ns / _NS_PER_S
+        if not usage.eval_ns and output and (self.came.stream or not self.cold):
+            decode_s = answering_s if self.came.stream and told else service_s
+        if not self.ask.output_tokens and not usage.prompt_ns and not self.cold:
+            prefill_s = service_s
+        return Sample(
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=output if self.ask.output_tokens else 0,
+            output_told=told,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+            load_s=load_s if self.cold and self.alone else None,
+            cold=self.cold,
+            service_s=None if self.cold else service_s,
+        )
+
+
+def expected_output(event: RequestCame, mean: int) -> int:
+    """How many tokens the answer will have, given the model's mean."""
+    if event.route in _EMBEDS or event.load_only or not event.route.runs_model:
+        return 0
+    return mean if event.output_limit is None else min(mean, event.output_limit)
+
+
+def not_found(event: RequestCame) -> Refuse:
+    """No node that is known ever listed the model: Ollama's own status and text."""
+    model = event.model or ""
+    if not model.strip():
+        if event.route in (Route.GENERATE, Route.V1_COMPLETIONS):
+            return Refuse(request_id=event.request_id, status=404, text="model '' not found")
+        return Refuse(request_id=event.request_id, status=400, text="model is required")
+    if event.route in _EMBEDS:
+        return Refuse(request_id=event.request_id, status=404, text=f'model "{model}" not found, try pulling it first')
+    return Refuse(request_id=event.request_id, status=404, text=f"model '{model}' not found")
+
+
+def gave_up(request: Request) -> Refuse:
+    """Nothing is left to try, and no node gave an answer of its own."""
+    failed, verdict = request.failed, request.verdict
+    if failed is None or verdict is None or request.agent is None:
+        text = "every node that could answer was tried already; try again later"
+        return Refuse(request_id=request.id, status=502, text=text)
+    what = _WHAT_HAPPENED.get(failed.failure, "failed")
+    text = f"node {request.agent.name} {what} and no other node is left to try; try again"
+    return Refuse(request_id=request.id, status=verdict.refuse_status, text=text)
