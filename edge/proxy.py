@@ -30,7 +30,7 @@ from core.events import (
     Wait,
 )
 from core.units import AgentId, RequestId
-from edge.body import Body, BodyBudget, BodyFacts, inspect, inspect_async, read_body
+from edge.body import Body, BodyBudget, BodyFacts, inspect_async, read_body
 from edge.desk import Decider, Desk
 from edge.headers import error_body, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
@@ -40,8 +40,8 @@ from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnect
 STALE_WITHIN_S: Final = 1.0
 """A re-used connection that breaks this soon after a request, without a byte, was closed by the node before it saw the request."""
 
-INSPECT_INLINE_BYTES: Final = 256 * 1024
-"""Larger bodies are looked into by a worker thread, so that the loop never stands still for 2 ms."""
+ONE_SEND_BYTES: Final = 256 << 10
+"""Up to this size head and body leave in one send."""
 
 CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 
@@ -135,10 +135,7 @@ class Proxy:
     async def _facts(self, head: RequestHead, route: Route, body: Body) -> BodyFacts:
         if route is Route.V1_MODEL:
             return BodyFacts(model=head.path.rpartition("/")[2])
-        content_type = head.fields.get(b"content-type", b"")
-        if body.data is not None and len(body.data) <= INSPECT_INLINE_BYTES:
-            return inspect(route, body.data, content_type=content_type)
-        return await inspect_async(route, body, content_type=content_type)
+        return await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
 
     async def _serve(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, facts: BodyFacts) -> None:
         request_id = self._new_id()
@@ -327,7 +324,7 @@ class _One:
         head = self._request_head(lease)
         try:
             data = self.body.data
-            if data is not None and len(data) <= INSPECT_INLINE_BYTES:
+            if data is not None and len(data) <= ONE_SEND_BYTES:
                 await upstream.send(head + data)
             else:
                 await upstream.send(head)
