@@ -15,6 +15,7 @@ import click
 import httpx
 import trio
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core.errors import ConfigError
@@ -165,6 +166,11 @@ class _Remote:
         return str(found[0])
 
 
+def _shown(value: object) -> str:
+    """`value` for a terminal: nodes name themselves, and a name may try to be an escape sequence or markup."""
+    return escape("".join(letter if letter.isprintable() else "?" for letter in str(value)))
+
+
 def _remote_options(command: Callable[..., None]) -> Callable[..., None]:
     url = click.option("--url", envvar="ROUTER_URL", help="The coordinator's URL; by default this machine's.")
     token = click.option("--token", help="Admin token; by default ROUTER_ADMIN_TOKEN, or the one in the data directory.")
@@ -197,8 +203,11 @@ def list_agents(url: str | None, token: str | None) -> None:
         state = f"{agent['state']} ({agent['code']})" if agent.get("code") else agent["state"]
         port = agent["agent_api_port"] or agent["ollama_port"]
         table.add_row(
-            agent["name"], state, f"{agent['ip_address']}:{port}", agent["ollama_version"], str(agent["slots"]), str(agent["in_flight"]),
-            str(len(agent["installed_models"])), ", ".join(agent["loaded_models"]), agent["detail"],
+            *map(
+                _shown,
+                (agent["name"], state, f"{agent['ip_address']}:{port}", agent["ollama_version"], agent["slots"], agent["in_flight"],
+                 len(agent["installed_models"]), ", ".join(agent["loaded_models"]), agent["detail"]),
+            )
         )  # fmt: skip
     Console().print(table)
 

@@ -192,7 +192,7 @@ async def _say_what_works(coordinator: Coordinator, say: Say) -> None:
     await coordinator.started.wait()
     url = own_url(coordinator)
     with trio.move_on_after(FIRST_MODEL_LIMIT_S):
-        while (model := first_chat_model(coordinator)) is None:
+        while (model := first_chat_model(coordinator)) is None:  # noqa: ASYNC110 (the router tells nobody)
             await trio.sleep(FIRST_MODEL_EVERY_S)
         say("Ready. Try it:")
         say(f"""  curl {url}/api/chat -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}]}}'""")

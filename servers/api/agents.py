@@ -97,7 +97,7 @@ def _add_reporting(app: QuartTrio, web: Web) -> None:
         return reply(HeartbeatAnswer(status=answer.status, gateway_credential=credential, send_inventory=answer.send_inventory))
 
     @app.post("/api/agents/<agent_id>/metrics")
-    async def metrics(agent_id: str) -> Response:
+    async def take_metrics(agent_id: str) -> Response:
         numbers = await read(Metrics)
         agent = _agent(web, agent_id)
         await web.access.check(Area.AGENT, caller(), agent_id=agent.id)
