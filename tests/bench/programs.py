@@ -7,6 +7,7 @@ Knows nothing of what is measured. Invariant: what a `with` block started has en
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -39,6 +40,12 @@ def needed(program: str, package: str) -> str:
     if found is None:
         raise RuntimeError(f"{program} is needed for this: install it with 'apt-get install {package}'")
     return found
+
+
+def more_files() -> None:
+    """Let this process and what it starts open as many files as thousands of streams need."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(16384, hard), hard))
 
 
 def free_port() -> int:

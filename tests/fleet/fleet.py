@@ -20,7 +20,7 @@ from core.units import RequestId
 from core.views import AgentView, Statistics
 from servers.coordinator import Coordinator
 from servers.settings import load
-from tests.fleet.rawhttp import Answer, Caller, Handler, RawServer, Talk, ask, talk, wait_until
+from tests.fleet.rawhttp import Answer, Caller, Handler, Hangup, RawServer, Talk, ask, talk, wait_until
 
 ROOT = Path(__file__).parents[2]
 Body = bytes | Mapping[str, Any]
@@ -233,3 +233,22 @@ async def many(count: int, at_once: int, job: Callable[[int], Awaitable[None]]) 
     async with trio.open_nursery() as nursery:
         for _ in range(min(count, at_once)):
             nursery.start_soon(worker)
+
+
+class Tap(RawServer):
+    """Stands in front of a node and keeps the exact bodies of what goes in, without touching a byte."""
+
+    def __init__(self, node_port: int) -> None:
+        super().__init__(self._pass_on)
+        self._node_port = node_port
+        self.bodies: list[tuple[str, bytes]] = []
+        """(target, body) of every POST."""
+
+    async def _pass_on(self, caller: Caller) -> None:
+        if caller.method == "POST":
+            self.bodies.append((caller.target, caller.body))
+        async with await trio.open_tcp_stream("127.0.0.1", self._node_port) as node:
+            await node.send_all(caller.head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + b"\r\n\r\n" + caller.body)
+            while data := await node.receive_some():
+                await caller.send(data)
+        raise Hangup

@@ -18,13 +18,17 @@ from tests.fleet.rawhttp import wait_until
 REQUESTS = 500
 AT_ONCE = 32
 MODEL = "llama3.2:3b"
-SLOTS = "slots=8"
 
 
 def quick_node(name: str, **more: Any) -> SimulatedOllama:
     """A node that loads at once and answers a short question within a few tens of milliseconds."""
     knobs: dict[str, Any] = {"slots": 8, "load_s": 0.01, "decode_tokens_s": 500.0, "prefill_tokens_s": 50_000.0, "batch_slope": 0.0}
     return SimulatedOllama(name=name, models=[MODEL], **(knobs | more))
+
+
+def named(nodes: list[SimulatedOllama], slots: int = 8) -> dict[str, int]:
+    """What `open_fleet` takes."""
+    return {f"{node.name};slots={slots}": node.port for node in nodes}
 
 
 def question(number: int, *, stream: bool) -> dict[str, Any]:
@@ -88,12 +92,11 @@ def assert_nobody_was_let_down(heard: Heard) -> None:
 
 async def test_a_node_dies_under_load() -> None:
     nodes = [quick_node(name) for name in ("a", "b", "c")]
-    async with nodes[0].serve(), nodes[1].serve(), nodes[2].serve():
-        async with open_fleet({f"{node.name};{SLOTS}": node.port for node in nodes}) as fleet:
-            heard = await under_load(fleet, nodes[1].kill)
-            await fleet.wait_settled()
-            await wait_until(lambda: fleet.agent("b").status == "offline", what="the dead node to be offline")
-            assert sum(fleet.statistics().in_flight_by_agent.values()) == 0
+    async with nodes[0].serve(), nodes[1].serve(), nodes[2].serve(), open_fleet(named(nodes)) as fleet:
+        heard = await under_load(fleet, nodes[1].kill)
+        await fleet.wait_settled()
+        await wait_until(lambda: fleet.agent("b").status == "offline", what="the dead node to be offline")
+        assert sum(fleet.statistics().in_flight_by_agent.values()) == 0
     assert_nobody_was_let_down(heard)
     assert all(node.log for node in nodes)
 
@@ -103,7 +106,7 @@ async def test_a_node_that_comes_back_is_used_again() -> None:
     async with nodes[0].serve(), trio.open_nursery() as nursery:
         port = await nursery.start(nodes[1].run)
         settings = {"LOAD_BALANCER_MODE": "round-robin"}
-        async with open_fleet({f"{node.name};{SLOTS}": node.port for node in nodes}, **settings) as fleet:
+        async with open_fleet(named(nodes), **settings) as fleet:
             await nodes[1].stop()
             assert (await fleet.ask("POST", "/api/chat", question(1, stream=False))).status == 200
             await wait_until(lambda: fleet.agent("b").status == "offline", what="the stopped node to be offline")
@@ -171,7 +174,7 @@ async def test_a_node_that_says_503_is_passed_over_and_used_again() -> None:
     busy, free = quick_node("busy"), quick_node("free")
     async with busy.serve(), free.serve():
         settings = {"LOAD_BALANCER_MODE": "round-robin"}
-        async with open_fleet({f"{node.name};{SLOTS}": node.port for node in (busy, free)}, **settings) as fleet:
+        async with open_fleet(named([busy, free]), **settings) as fleet:
             busy.faults.add(Fault(kind="status", status=503))
             statuses: Counter[int] = Counter()
 
@@ -202,7 +205,7 @@ async def test_a_node_that_says_503_is_passed_over_and_used_again() -> None:
 
 async def test_clients_that_leave_during_prefill_cost_nothing() -> None:
     nodes = [quick_node(name, slots=4, prefill_tokens_s=500.0, prompt_cache=False) for name in ("a", "b")]
-    async with nodes[0].serve(), nodes[1].serve(), open_fleet({f"{node.name};slots=4": node.port for node in nodes}) as fleet:
+    async with nodes[0].serve(), nodes[1].serve(), open_fleet(named(nodes, 4)) as fleet:
         await ask_each_once(fleet)
         long = chat(MODEL, content="word " * 10_000)
         left_at: list[float] = []
@@ -256,7 +259,7 @@ async def test_what_fails_before_the_first_byte_is_tried_elsewhere(kind: Any) ->
     sick, well = quick_node("sick"), quick_node("well")
     async with sick.serve(), well.serve():
         settings = {"LOAD_BALANCER_MODE": "round-robin"}
-        async with open_fleet({f"{node.name};{SLOTS}": node.port for node in (sick, well)}, **settings) as fleet:
+        async with open_fleet(named([sick, well]), **settings) as fleet:
             sick.faults.add(Fault(kind=kind))
             heard = Heard()
             await many(12, 2, lambda number: heard.ask(fleet, number))
@@ -267,7 +270,7 @@ async def test_what_fails_before_the_first_byte_is_tried_elsewhere(kind: Any) ->
 @pytest.mark.parametrize("kind", ["close", "reset", "cut", "end", "error", "malformed"])
 async def test_what_fails_after_the_first_byte_is_told(kind: Any) -> None:
     node = quick_node("only")
-    async with node.serve(), open_fleet({f"{node.name};{SLOTS}": node.port}) as fleet:
+    async with node.serve(), open_fleet(named([node])) as fleet:
         node.faults.add(Fault(kind=kind, after_tokens=3))
         answer = await fleet.ask("POST", "/api/chat", question(1, stream=True))
         await fleet.wait_settled()
