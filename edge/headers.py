@@ -6,16 +6,14 @@ and in order; no value that we add can break a line.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
 from core.events import Protocol, Upstream
-from edge.wire_heads import Framing, RequestHead, ResponseHead
-
-Header = tuple[bytes, bytes]
+from edge.wire_heads import Framing, Header, RequestHead, ResponseHead
 
 _HOP_BY_HOP: Final = frozenset(
     (
@@ -46,12 +44,13 @@ _NOT_FOR_NODES: Final = _HOP_BY_HOP | {
 }
 _NOT_FOR_WEB: Final = _HOP_BY_HOP | {b"content-length", b"expect"}
 _FOR_WEB_FROM_CLIENT: Final = frozenset((b"x-router-history",))
-_NOT_FOR_CLIENTS: Final = _HOP_BY_HOP | {b"content-length"}
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 _REASONS: Final = {
     100: "Continue", 200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 301: "Moved Permanently",
     307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 409: "Conflict", 413: "Request Entity Too Large", 415: "Unsupported Media Type", 422: "Unprocessable Entity",
+    408: "Request Timeout", 409: "Conflict", 413: "Request Entity Too Large", 415: "Unsupported Media Type", 417: "Expectation Failed",
+    422: "Unprocessable Entity",
     429: "Too Many Requests", 431: "Request Header Fields Too Large", 499: "Client Closed Request", 500: "Internal Server Error",
     501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
     507: "Insufficient Storage",
@@ -87,11 +86,10 @@ def plain_target(head: RequestHead) -> bytes:
     return path + b"?" + head.query if head.query else path
 
 
-def _add(parts: list[bytes], extra: Iterable[Header]) -> None:
-    for name, value in extra:
-        if b"\n" in value or b"\r" in value:
-            raise ValueError(f"a value of {name!r} would break the line")
-        parts.append(b"%b: %b\r\n" % (name, value))
+def _one_line(value: bytes) -> bytes:
+    if b"\n" in value or b"\r" in value:
+        raise ValueError("a header's value has a line end")
+    return value
 
 
 def _named_by_connection(fields: dict[bytes, bytes]) -> frozenset[bytes]:
@@ -109,33 +107,52 @@ def request_head(
     request_id: str,
     body_length: int,
     client_host: str,
-    extra: Iterable[Header] = (),
+    extra: Sequence[Header] = (),
 ) -> bytes:
     """The head of a client's request as a node gets it. Bodies are read whole before, so it always has a length.
 
-    A bodyless GET gets none, as clients send it.
+    A bodyless GET gets none, as clients send it. Raises ValueError for an `extra` value with a line end.
     """
+    made = head.block.for_nodes
+    if made is None:
+        made = head.block.for_nodes = _for_nodes(head)
+    passed, forwarded = made
+    parts = [
+        head.method.encode("ascii"),
+        b" ",
+        _node_target(head, upstream),
+        b" HTTP/1.1\r\nHost: ",
+        host_of(upstream),
+        passed,
+        b"\r\nX-Forwarded-For: ",
+        forwarded,
+        client_host.encode("ascii", "replace"),
+        b"\r\nX-Request-Id: ",
+        request_id.encode("ascii"),
+    ]
+    for name, value in extra:
+        parts += (b"\r\n", name, b": ", _one_line(value))
+    parts.append(b"\r\nContent-Length: %d\r\n\r\n" % body_length if body_length or head.method != "GET" else b"\r\n\r\n")
+    return b"".join(parts)
+
+
+def _for_nodes(head: RequestHead) -> tuple[bytes, bytes]:
+    """What of a header block passes to nodes, as lines that begin with a line end; and the beginning of `X-Forwarded-For`."""
     named = _named_by_connection(head.fields)
-    target = plain_target(head)
-    if upstream.base_path:
-        target = upstream.base_path.rstrip("/").encode("ascii", "replace") + target
-    parts = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method.encode("ascii"), target, host_of(upstream))]
+    lines = []
     for name, value in head.headers:
         key = name.lower()
         if key not in _NOT_FOR_NODES and not key.startswith(_OURS) and key not in named:
-            parts.append(b"%b: %b\r\n" % (name, value))
+            lines.append(b"\r\n%b: %b" % (name, value))
     forwarded = head.fields.get(b"x-forwarded-for")
-    client = client_host.encode("ascii", "replace")
-    if forwarded:
-        client = forwarded + b", " + client if client else forwarded
-    if client:
-        parts.append(b"X-Forwarded-For: %b\r\n" % client)
-    parts.append(b"X-Request-Id: %b\r\n" % request_id.encode("ascii"))
-    _add(parts, extra)
-    if body_length or head.method != "GET":
-        parts.append(b"Content-Length: %d\r\n" % body_length)
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    return b"".join(lines), forwarded + b", " if forwarded else b""
+
+
+def _node_target(head: RequestHead, upstream: Upstream) -> bytes:
+    target = plain_target(head)
+    if upstream.base_path:
+        target = upstream.base_path.rstrip("/").encode("ascii", "replace") + target
+    return target
 
 
 def web_request_head(head: RequestHead, *, peer: str, secret: bytes) -> bytes:
@@ -162,40 +179,49 @@ def web_request_head(head: RequestHead, *, peer: str, secret: bytes) -> bytes:
 
 
 def response_head(
-    head: ResponseHead, *, framing: Framing, length: int | None = None, keep_alive: bool = True, extra: Iterable[Header] = ()
+    head: ResponseHead, *, framing: Framing, length: int | None = None, keep_alive: bool = True, extra: Sequence[Header] = ()
 ) -> bytes:
     """The head of a node's answer as the client gets it.
 
     `framing` is how the body will follow: "length" (of `length` bytes, or as the node said), "chunked", "close" (ends with the
-    connection, which is then said), "none" (no body; a length that the node told, as for HEAD, passes). `extra` replaces the node's
-    headers of the same names.
+    connection, which is then said), "none" (no body; a length that the node told, as for HEAD, passes). `extra` is added; a header of
+    the node's with such a name is left out. Raises ValueError for an `extra` value with a line end.
     """
-    extra = tuple(extra)
-    dropped = _named_by_connection(head.fields).union(name.lower() for name, _ in extra)
-    if length is None:
-        length = head.content_length
-    if framing == "none":
-        told = head.fields.get(b"content-length")
-        frame = b"Content-Length: %b\r\n" % told if told is not None else b""
+    made = head.for_clients
+    if made is None:
+        made = head.for_clients = _for_clients(head, frozenset())
+    fields = head.fields
+    for name, _ in extra:
+        if name.lower() in fields:
+            made = _for_clients(head, frozenset(name.lower() for name, _ in extra))
+            break
+    parts = [made[0]]
+    if framing == "chunked":
+        parts.append(b"\r\nTransfer-Encoding: chunked")
     elif framing == "length":
-        frame = b"Content-Length: %d\r\n" % (length or 0)
-    else:
-        frame = b"Transfer-Encoding: chunked\r\n" if framing == "chunked" else b""
-    parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
+        parts.append(b"\r\nContent-Length: %d" % ((head.content_length or 0) if length is None else length))
+    elif framing == "none" and b"content-length" in fields:
+        parts += (b"\r\nContent-Length: ", fields[b"content-length"])
+    parts.append(made[1])
+    for name, value in extra:
+        parts += (b"\r\n", name, b": ", _one_line(value))
+    parts.append(b"\r\n\r\n" if keep_alive and framing != "close" else b"\r\nConnection: close\r\n\r\n")
+    return b"".join(parts)
+
+
+def _for_clients(head: ResponseHead, replaced: frozenset[bytes]) -> tuple[bytes, bytes]:
+    """The status line and the headers before the node's own framing header, and those after it; each line begins with a line end."""
+    dropped = _named_by_connection(head.fields)
+    before = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
+    after: list[bytes] = []
+    lines = before
     for name, value in head.headers:
         key = name.lower()
-        if key in _NOT_FOR_CLIENTS or key in dropped or key.startswith(_OURS[1]):
-            if key in (b"content-length", b"transfer-encoding") and frame:
-                parts.append(frame)
-                frame = b""
-            continue
-        parts.append(b"%b: %b\r\n" % (name, value))
-    parts.append(frame)
-    _add(parts, extra)
-    if not keep_alive or framing == "close":
-        parts.append(b"Connection: close\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+        if key in _FRAMING:
+            lines = after
+        elif key not in _HOP_BY_HOP and key not in dropped and key not in replaced and not key.startswith(_OURS[1]):
+            lines.append(b"\r\n%b: %b" % (name, value))
+    return b"".join(before), b"".join(after)
 
 
 def simple_response(
@@ -203,19 +229,18 @@ def simple_response(
     body: bytes,
     *,
     content_type: str = "application/json; charset=utf-8",
-    extra: Iterable[Header] = (),
+    extra: Sequence[Header] = (),
     keep_alive: bool = True,
     head_only: bool = False,
 ) -> bytes:
     """A whole answer of our own, with its length. `head_only`: the body is left out, as HEAD wants it."""
-    parts = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, "Status").encode("ascii"))]
+    parts = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}".encode("ascii")]
     if content_type:
-        parts.append(b"Content-Type: %b\r\n" % content_type.encode("ascii"))
-    _add(parts, extra)
-    parts.append(b"Content-Length: %d\r\n" % len(body))
-    if not keep_alive:
-        parts.append(b"Connection: close\r\n")
-    parts.append(b"\r\n")
+        parts += (b"\r\nContent-Type: ", content_type.encode("ascii"))
+    for name, value in extra:
+        parts += (b"\r\n", name, b": ", _one_line(value))
+    parts.append(b"\r\nContent-Length: %d" % len(body))
+    parts.append(b"\r\n\r\n" if keep_alive else b"\r\nConnection: close\r\n\r\n")
     if not head_only:
         parts.append(body)
     return b"".join(parts)
@@ -242,7 +267,7 @@ def error_response(
     protocol: Protocol = Protocol.NATIVE,
     retry_after_s: int | None = None,
     keep_alive: bool = True,
-    extra: Iterable[Header] = (),
+    extra: Sequence[Header] = (),
 ) -> bytes:
     """`error_body` as a whole answer, with `X-Request-Id`."""
     body, content_type = error_body(protocol, status, text, request_id=request_id)

@@ -22,9 +22,10 @@ import trio
 from trio.lowlevel import wait_readable
 
 from core.events import Protocol, Route
-from edge.headers import Header, error_response, simple_response
+from edge.headers import error_response, simple_response
 from edge.web import WebPass
 from edge.wire import DEFAULT_LIMITS, ClientConnection, ClientGone, HttpError, Limits, RequestHead
+from edge.wire_heads import Header
 from edge.wire_watch import Watch
 
 CONNECTIONS_MAX: Final = 16_384

@@ -106,6 +106,8 @@ class WebPass:
             if data:
                 await conn.send(data)
         except UpstreamCut:
+            if not conn.answered:
+                raise
             # Something of the answer is out: the missing end says that it is not whole.
             conn.must_close = True
 
