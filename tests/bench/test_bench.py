@@ -1,4 +1,4 @@
-"""The bars that hold on any machine: ratios to plain nginx in one run, and memory. Absolute figures belong to `make bench` and `make prove`."""
+"""The bars that hold on any machine: ratios to plain nginx in one run, and memory. Absolute figures belong to `make bench`."""
 
 from pathlib import Path
 

@@ -75,7 +75,7 @@ class Sides:
 async def open_sides() -> AsyncIterator[Sides]:
     """A quick node with models of every kind, on both sides."""
     models = (CHAT, THINKER, VISION, EMBED)
-    quick = {"slots": 4, "load_s": 0.01, "decode_tokens_s": 2000.0, "prefill_tokens_s": 1e6}
+    quick: dict[str, Any] = {"slots": 4, "load_s": 0.01, "decode_tokens_s": 2000.0, "prefill_tokens_s": 1e6}
     node = SimulatedOllama(models=models, prompt_cache=False, max_loaded=4, **quick)
     async with node.serve():
         direct, routed = Tap(node.port), Tap(node.port)

@@ -84,7 +84,7 @@ def _exchanges(tape: dict[str, Any]) -> Iterator[Exchange]:
 
 def load(*names: str) -> list[Exchange]:
     """The exchanges of the named recordings, of all of them when none is named."""
-    found = []
+    found: list[Exchange] = []
     for path in sorted(WIRE.glob("*.jsonl.gz")):
         if names and path.name.removesuffix(".jsonl.gz") not in names:
             continue

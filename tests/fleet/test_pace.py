@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -54,6 +55,15 @@ async def test_tokens_arrive_at_the_nodes_pace() -> None:
 
 
 async def test_a_tool_call_that_is_silent_for_90_s_is_not_given_up(fast_clock: MockClock) -> None:
+    await silent_for_90_s()
+
+
+@pytest.mark.prove
+async def test_a_tool_call_that_is_silent_for_90_real_s_is_not_given_up() -> None:
+    await silent_for_90_s()
+
+
+async def silent_for_90_s() -> None:
     async def script(caller: Caller) -> None:
         await trio.sleep(90)
         await answer_well(caller)
