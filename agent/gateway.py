@@ -174,7 +174,11 @@ class Gateway:
                 upstream = upstream or await self._pool.dial(self._upstream)
             except DialFailed as error:
                 return None, Failed(failure=Failure.REFUSED, text=f"Ollama cannot be reached: {error}")
-            opened = await self._exchange(upstream, data, body, route, stream)
+            try:
+                opened = await self._exchange(upstream, data, body, route, stream)
+            except BaseException:
+                upstream.close()
+                raise
             if isinstance(opened, Good):
                 return upstream, opened
             if not (upstream.reused and not upstream.bytes_received and opened.failure in (Failure.DIED, Failure.NOT_TAKEN)):
