@@ -18,6 +18,9 @@ BARE_JSON_TYPE: Final = "application/json"
 NDJSON_TYPE: Final = "application/x-ndjson"
 ZERO_TIME: Final = "0001-01-01T00:00:00Z"
 
+BLOCK: Final = ("attn_k", "attn_norm", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_norm", "ffn_up")
+TENSORS: Final = ("output", "output_norm", "token_embd", *(f"blk.{number}.{name}" for number in range(2) for name in BLOCK))
+
 Wall = Callable[[], int]
 """Nanoseconds since 1970 UTC."""
 
@@ -204,7 +207,7 @@ def show(model: SimulatedModel, *, verbose: bool) -> bytes:
             "template": model.template,
             "details": model.details(lengths=False),
             "model_info": info,
-            "tensors": [{"name": "output.weight", "type": "F16", "shape": [model.embedding_length, 1834]}],
+            "tensors": [{"name": f"{name}.weight", "type": "F16", "shape": [model.embedding_length]} for name in TENSORS],
             "capabilities": list(model.capabilities),
             "modified_at": model.modified_at,
         }
