@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import Iterator
 from typing import IO, Final, Protocol
 
 import msgspec
@@ -94,17 +94,14 @@ class Body:
             if self.data:
                 await conn.send(self.data)
             return
-        async for piece in self.pieces():
-            await conn.send(piece)
-
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """All of it in pieces of at most `PIECE_BYTES`."""
-        if self.data is not None:
-            for piece in _slices(self.data, PIECE_BYTES):
-                yield piece
-            return
         for offset in range(0, self.length, PIECE_BYTES):
-            yield await trio.to_thread.run_sync(self._read, offset)
+            await conn.send(await self.read_at(offset))
+
+    async def read_at(self, offset: int) -> bytes:
+        """At most `PIECE_BYTES` from `offset` on."""
+        if self.data is not None:
+            return self.data[offset : offset + PIECE_BYTES]
+        return await trio.to_thread.run_sync(self._read, offset)
 
     def _read(self, offset: int) -> bytes:
         assert self._file is not None
@@ -306,8 +303,8 @@ async def inspect_async(route: Route, body: Body, *, content_type: bytes = b"") 
         return _facts(route, members)
     scanner = Scanner(_wanted)
     began = time.perf_counter()
-    async for large in body.pieces():
-        for piece in _slices(large, STEP_BYTES):
+    for offset in range(0, body.length, PIECE_BYTES):
+        for piece in _slices(await body.read_at(offset), STEP_BYTES):
             scanner.feed(piece)
             if time.perf_counter() - began > STEP_S:
                 await trio.lowlevel.checkpoint()
@@ -317,11 +314,7 @@ async def inspect_async(route: Route, body: Body, *, content_type: bytes = b"") 
     return _conclude(route, scanner, content_type)
 
 
-def _slices(data: bytes, size: int) -> Iterable[bytes]:
-    return (data,) if len(data) <= size else _cut(data, size)
-
-
-def _cut(data: bytes, size: int) -> Generator[bytes, None, None]:
+def _slices(data: bytes, size: int) -> Iterator[bytes]:
     for at in range(0, len(data), size):
         yield data[at : at + size]
 

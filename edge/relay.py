@@ -1,131 +1,291 @@
-"""An answer on its way from a node to a client: judged, held back, poured, and ended honestly."""
+"""Bytes from a node to a client: held back until they are good, then poured as they come, and ended honestly.
 
-from dataclasses import dataclass, field
+Decides when an answer may go to the client and how it ends there; must never know nodes, models, retries or policy. The coordinator's
+proxy and the agent's gateway use it alike.
+
+Invariants: no byte goes to a client before the first body byte of a good answer is here; a held answer goes whole or not at all; a
+stream that did not say itself that it is over ends in-band with an error in the route's manner, and without HTTP's last chunk, so that
+the connection must close; what the node said in its own words passes byte for byte. Reading is prompt however slow the client:
+`ClientConnection.send` holds back up to its bound before it makes us wait. A connection to a node is never half-closed.
+"""
+
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from core.events import Failure, Protocol, Route, Usage
-from edge.headers import error_body
+from core.units import MIB
+from edge.headers import error_body, go_json
+from edge.verdicts import TAIL_BYTES, StreamJudge, error_text, usage_of, whole_fault
 from edge.wire import ClientConnection, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut, UpstreamGarbled
 from edge.wire_heads import Framing
 
 FAILURE_HEADER: Final = b"X-Ollama-Router-Failure"
-"""Set by a gateway on the 502 it answers when its Ollama failed before the first byte: the value of a `Failure`."""
-ERROR_MAX_BYTES: Final = 1 << 20
+"""On the 502 of a gateway whose Ollama failed before the first byte: which `Failure` it was."""
+
+ERROR_MAX_BYTES: Final = MIB
+"""An error answer that is longer is not kept."""
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+NO_END: Final = "the node ended its answer without saying that it was done"
+
+_FAILURE_KEY: Final = FAILURE_HEADER.lower()
+_FAILURES: Final = {failure.value.encode(): failure for failure in Failure}
 
 
-@dataclass(slots=True, kw_only=True)
-class Kept:
-    """A node's own answer, held whole, to be passed on as it came."""
+class Kept(msgspec.Struct, kw_only=True):
+    """A node's own answer, whole, for a client that gets it as it came."""
 
     head: ResponseHead
+    """Its `content_length` is the body's."""
     body: bytes
     text: str = ""
 
     @property
     def framing(self) -> Framing:
+        """How it is sent."""
         return "length"
 
     def framed(self) -> bytes:
+        """The body as it is sent."""
         return self.body
 
 
-@dataclass(slots=True, kw_only=True)
-class Failed:
-    """An attempt that failed before a byte of it may reach the client."""
+class Failed(msgspec.Struct, kw_only=True):
+    """An attempt that failed before a byte of it reached the client. Fields as in `core.events.AttemptEnded`."""
 
     failure: Failure
     status: int = 0
     text: str = ""
     repeat_guard: bool = False
     kept: Kept | None = None
+    """The node's own answer, where it may be passed on if nobody does better."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Good:
-    """An answer whose first byte is here."""
+class Good(msgspec.Struct, kw_only=True):
+    """An answer whose first body byte is here."""
 
     head: ResponseHead
     first: bytes
+    """The body so far; all of it if `whole`."""
     whole: bool
-    chunked: bool = False
+    judge: StreamJudge | None = None
+    """Of a stream; None for an answer that is one value."""
+    framing: Framing = "chunked"
     started: bool = False
+    """The client got something of it, or may have."""
     body_bytes: int = 0
-
-    def framing_for(self, client: RequestHead) -> Framing:
-        if self.whole or self.head.framing == "length":
-            return "length"
-        self.chunked = client.version == "1.1"
-        return "chunked" if self.chunked else "close"
+    """Body bytes given to the client's connection."""
 
     @property
     def length(self) -> int | None:
-        return len(self.first) if self.whole else self.head.content_length
+        """Bytes of the body when they are known and will be kept to."""
+        if self.whole:
+            return len(self.first)
+        return self.head.content_length if self.judge is None else None
+
+    def framing_for(self, client: RequestHead) -> Framing:
+        """How the body will follow for this client; `pour` keeps to it. A stream is never framed by length: an error must fit in."""
+        if self.length is not None:
+            self.framing = "none" if self.head.framing == "none" else "length"
+        else:
+            self.framing = "close" if client.version == "1.0" else "chunked"
+        return self.framing
 
 
-@dataclass(slots=True, kw_only=True)
-class Poured:
-    """What became of an answer."""
+class Poured(msgspec.Struct, kw_only=True):
+    """What became of a good answer."""
 
-    clean: bool = True
+    clean: bool = False
+    """It ended properly, and well."""
     error_text: str = ""
     usage: Usage | None = None
     body_bytes: int = 0
     chunks: int = 0
     node_failure: Failure | None = None
-    notes: list[str] = field(default_factory=list)
+    """Why the end was unclean: DIED (cut, or ended without its proper end), GARBLED; ANSWERED: the node itself told `error_text` in-band
+    and then ended properly, as it would have told a 500."""
+
+
+# ---------------------------------------------------------------- before the first byte
 
 
 async def open_answer(conn: UpstreamConnection, *, route: Route, stream: bool, hold_bytes: int) -> Good | Failed:
+    """Read and judge the beginning of an answer, after the request was sent.
+
+    A stream is good with its first body byte. Any other answer is held until it is whole, or `hold_bytes` are here. An error answer
+    (400 and above) is read whole. Waits as long as it takes. `stream`: what the client asked for; what counts is what came.
+    """
     try:
         head = await conn.read_head()
-        first = await conn.read_some()
-        if head.status >= 400 or b"stream" not in head.fields.get(b"content-type", b"") and b"ndjson" not in head.fields.get(b"content-type", b""):
-            while more := await conn.read_some():
-                first += more
-            if head.status >= 400:
-                return Failed(failure=Failure.ANSWERED, status=head.status, text=first.decode("utf-8", "replace"), kept=Kept(head=head, body=first))
-            return Good(head=head, first=first, whole=True)
+        if head.status >= 400:
+            return await _open_error(conn, head)
+        content_type = head.fields.get(b"content-type", b"")
+        sse = content_type.startswith(b"text/event-stream")
+        if sse or content_type.startswith(b"application/x-ndjson"):
+            return await _open_stream(conn, head, sse=sse)
+        return await _open_whole(conn, head, route, stream, hold_bytes)
     except UpstreamGarbled as error:
         return Failed(failure=Failure.GARBLED, text=str(error))
     except UpstreamCut as error:
         return Failed(failure=Failure.DIED, text=str(error))
+
+
+async def _open_error(conn: UpstreamConnection, head: ResponseHead) -> Failed:
+    body, whole = await _read_up_to(conn, ERROR_MAX_BYTES)
+    text = error_text(body)
+    told = _FAILURES.get(head.fields.get(_FAILURE_KEY, b""))
+    if told is not None:
+        return Failed(failure=told, text=text)
+    if not whole:
+        conn.close()
+        return Failed(failure=Failure.ANSWERED, status=head.status, text=text)
+    head.content_length = len(body)
+    return Failed(failure=Failure.ANSWERED, status=head.status, text=text, kept=Kept(head=head, body=body, text=text))
+
+
+async def _open_stream(conn: UpstreamConnection, head: ResponseHead, *, sse: bool) -> Good | Failed:
+    first = await conn.read_some()
     if not first:
-        return Failed(failure=Failure.EMPTY, text="the node answered with nothing")
-    return Good(head=head, first=first, whole=False)
+        return Failed(failure=Failure.EMPTY, status=head.status, text="the node ended its answer before its first byte")
+    return Good(head=head, first=first, whole=False, judge=StreamJudge(sse=sse))
+
+
+async def _open_whole(conn: UpstreamConnection, head: ResponseHead, route: Route, stream: bool, hold_bytes: int) -> Good | Failed:
+    body, whole = await _read_up_to(conn, hold_bytes)
+    if not whole:
+        return Good(head=head, first=body, whole=False)
+    fault = whole_fault(route, body) if head.status == 200 else None
+    if fault is None:
+        return Good(head=head, first=body, whole=True)
+    kept = None
+    if fault.failure is Failure.INCOMPLETE:
+        head.content_length = len(body)
+        kept = Kept(head=head, body=body, text=fault.text)
+    text = fault.text + (" (a stream was asked for)" if stream else "")
+    return Failed(failure=fault.failure, status=head.status, text=text, repeat_guard=fault.repeat_guard, kept=kept)
+
+
+async def _read_up_to(conn: UpstreamConnection, limit: int) -> tuple[bytes, bool]:
+    """The body, and whether that is all of it: reading stops once more than `limit` bytes are here."""
+    parts = [await conn.read_some()]
+    size = len(parts[0])
+    while parts[-1] and size <= limit:
+        parts.append(await conn.read_some())
+        size += len(parts[-1])
+    return b"".join(parts), not parts[-1]
+
+
+# ---------------------------------------------------------------- from the first byte on
+
+
+async def pour(
+    good: Good,
+    conn: UpstreamConnection,
+    client: ClientConnection,
+    *,
+    head_bytes: bytes,
+    route: Route,
+    on_chunk: Callable[[bytes], None] | None = None,
+) -> Poured:
+    """Give the client the head, what is here of the body, and the rest as it comes; end as the node did, or honestly.
+
+    Each read of the node goes out at once, as one chunk. `good.framing_for` was asked before. `on_chunk` sees the body's bytes. When
+    the result is not clean the client's connection must close (`must_close` is set). Raises ClientGone.
+    """
+    good.started = True
+    if good.framing == "close":
+        client.must_close = True
+    data = good.first
+    out = head_bytes + _framed(good, data) if data else head_bytes
+    judge = good.judge
+    cut: UpstreamCut | None = None
+    while True:
+        if data:
+            good.body_bytes += len(data)
+            if judge is not None:
+                judge.feed(data)
+            if on_chunk is not None:
+                on_chunk(data)
+        if good.whole:
+            break
+        if not conn.has_bytes:  # else what comes next, often the end, goes out with it
+            await client.send(out)
+            out = b""
+        try:
+            data = await conn.read_some()
+        except UpstreamCut as error:
+            cut = error
+            break
+        if not data:
+            break
+        out += _framed(good, data)
+    return await _finish(good, conn, client, route, out, cut)
+
+
+async def _finish(
+    good: Good, conn: UpstreamConnection, client: ClientConnection, route: Route, out: bytes, cut: UpstreamCut | None
+) -> Poured:
+    """Judge how the node ended, and end so."""
+    poured = Poured(body_bytes=good.body_bytes, chunks=conn.chunks_seen)
+    judge = good.judge
+    told = False  # the stream itself says that it is over
+    if judge is not None:
+        end = judge.end()
+        poured.usage = judge.usage(route.protocol)
+        poured.error_text = end.error or ""
+        told = end.proper and not (cut is not None and judge.mid_line)
+        if told and end.error is None:
+            cut = None  # all was said: only HTTP's own end was lost
+    elif good.whole:
+        poured.usage = usage_of(good.first[-TAIL_BYTES:], route.protocol)
+    if cut is not None:
+        poured.node_failure = Failure.GARBLED if isinstance(cut, UpstreamGarbled) else Failure.DIED
+        poured.error_text = poured.error_text or str(cut)
+    elif poured.error_text:
+        poured.node_failure = Failure.ANSWERED
+    elif judge is not None and not told:
+        poured.node_failure = Failure.DIED
+        poured.error_text = NO_END
+    poured.clean = poured.node_failure is None
+    if poured.node_failure in (None, Failure.ANSWERED):
+        out += LAST_CHUNK if good.framing == "chunked" else b""
+    else:
+        client.must_close = True
+        if judge is not None and not told:
+            out += _framed(good, in_band_error(route, poured.error_text, mid_line=judge.mid_line))
+    if out:
+        await client.send(out)
+    return poured
 
 
 def _framed(good: Good, data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data) if good.chunked else data
-
-
-async def pour(good: Good, conn: UpstreamConnection, client: ClientConnection, *, head_bytes: bytes, route: Route) -> Poured:
-    good.started = True
-    data = good.first
-    await client.send(head_bytes + _framed(good, data))
-    good.body_bytes = len(data)
-    try:
-        while not good.whole and (data := await conn.read_some()):
-            await client.send(_framed(good, data))
-            good.body_bytes += len(data)
-    except UpstreamCut as error:
-        await end_badly(good, client, route, str(error))
-        return Poured(clean=False, error_text=str(error), body_bytes=good.body_bytes, node_failure=Failure.DIED)
-    if good.chunked:
-        await client.send(b"0\r\n\r\n")
-    return Poured(body_bytes=good.body_bytes, chunks=conn.chunks_seen)
+    return b"%x\r\n%b\r\n" % (len(data), data) if good.framing == "chunked" else data
 
 
 async def end_badly(good: Good, client: ClientConnection, route: Route, text: str) -> None:
-    """Tell the client, in the route's manner, that the answer is not whole; then the connection must close without the last chunk."""
+    """End an answer that was begun and is given up: say why in-band, if it is a stream, and let the connection close.
+
+    Raises ClientGone.
+    """
     client.must_close = True
-    await client.send(_framed(good, in_band_error(route, text, mid_line=False)))
+    if good.judge is not None:
+        await client.send(_framed(good, in_band_error(route, text, mid_line=good.judge.mid_line)))
 
 
 def in_band_error(route: Route, text: str, *, mid_line: bool) -> bytes:
-    if route.protocol is Protocol.NATIVE:
-        data = msgspec.json.encode({"error": text}) + b"\n"
-    else:
-        data = b"data: " + error_body(route.protocol, 500, text)[0].strip() + b"\n\n"
+    """The last words of a stream that failed, in the route's manner; after a line end where the stream stopped within a line."""
+    match route.protocol:
+        case Protocol.NATIVE:
+            data = error_body(Protocol.NATIVE, 502, text)[0] + b"\n"
+        case Protocol.OPENAI:
+            data = b"data: " + error_body(Protocol.OPENAI, 502, text)[0].rstrip() + b"\n\n"
+        case Protocol.RESPONSES:
+            response = {"object": "response", "status": "failed", "error": {"code": "server_error", "message": text}}
+            data = b"event: response.failed\ndata: " + go_json({"type": "response.failed", "response": response}) + b"\n\n"
+        case Protocol.ANTHROPIC:
+            error = {"type": "error", "error": {"type": "overloaded_error", "message": text}}
+            data = b"event: error\ndata: " + go_json(error) + b"\n\n"
     return b"\n" + data if mid_line else data
