@@ -10,6 +10,7 @@ client back by more than one request of each client.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from itertools import takewhile
 
 import msgspec
@@ -105,9 +106,10 @@ class FairQueue:
             self._last_tag.pop(waiter.client, None)
         return waiter
 
-    def in_order(self) -> list[RequestId]:
-        """Who waits, the next to be looked at first."""
-        return [request_id for _, request_id in self._order]
+    def in_order(self) -> Iterator[RequestId]:
+        """Who waits now, the next to be looked at first. The queue may be changed meanwhile."""
+        for _, request_id in self._order[:]:
+            yield request_id
 
     def position(self, request_id: RequestId) -> int:
         """From 1. The request must be waiting."""

@@ -11,7 +11,7 @@ Invariants: R6 a message with an older boot, or with a (boot, sequence) that was
 deadline, `agent_timeout_s` after it was heard last; display names are unique; at most `agents_max` agents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from core.agents import Agent
@@ -67,6 +67,11 @@ class Changes:
         self.refreshed: list[AgentId] = []
         """Agents whose slots or models are others now."""
 
+    @property
+    def any(self) -> bool:
+        """Whether there is something to carry over."""
+        return self.touched or bool(self.lost or self.forgotten or self.reborn or self.refreshed)
+
 
 class Registry:
     """All nodes."""
@@ -81,6 +86,7 @@ class Registry:
         self._clock: tuple[Instant, UnixMs] | None = None
         self._ready: tuple[Agent, ...] | None = None
         self._holders: dict[ModelKey, tuple[Agent, ...]] = {}
+        self._out: dict[ModelKey, Mapping[str, str]] = {}
         self.changes = Changes()
 
     # ------------------------------------------------------------ asking
@@ -107,6 +113,18 @@ class Registry:
             if holders:  # names that nobody holds come from clients, and would fill the table
                 self._holders[key] = holders
         return holders
+
+    def out(self, key: ModelKey | None) -> Mapping[str, str]:
+        """Approved agents that hold the model and are not in `holders`, by name, and why."""
+        if key is None:
+            return {}
+        out = self._out.get(key)
+        if out is None:
+            away = [agent for agent in self.listed_by(key) if agent.state is not AgentState.READY]
+            out = {agent.name: f"is {agent.state.value}: {agent.detail(self._in_flight(agent.id))}" for agent in away}
+            if key in self._holders:
+                self._out[key] = out
+        return out
 
     def listed_by(self, key: ModelKey) -> list[Agent]:
         """All approved agents that listed the model last, whatever their state."""
@@ -317,7 +335,7 @@ class Registry:
         # The node answers, which says nothing about its agent: only an agent that is heard can become ready by it.
         return self._hear_state(agent) if agent.id in self._expiry else []
 
-    def silent(self, event: NodeSilent, *, now: Instant) -> list[Effect]:
+    def silent(self, event: NodeSilent) -> list[Effect]:
         """A check of an agentless node failed. Only a refusal decides anything at once; otherwise its deadline will."""
         agent = self._agents.get(event.agent_id)
         if agent is None or not event.refused:
@@ -328,7 +346,7 @@ class Registry:
         """No connection to the node can be made: an agentless one is offline at once."""
         if not agent.agentless or agent.state not in (AgentState.READY, AgentState.INITIALIZING, AgentState.DRAINING):
             return []
-        return self._lose(agent, "refuses connections")
+        return [*self._lose(agent, "refuses connections"), Probe(agent_id=agent.id)]
 
     def heard(self, agent_id: AgentId, *, now: Instant) -> None:
         """Bytes of an answer came from the node. What is offline stays so: they may be older than that."""
@@ -343,7 +361,7 @@ class Registry:
             effects += self._lose(self._agents[agent_id], f"was not heard for {self._config.agent_timeout_s:g} s")
         return effects
 
-    def lacks(self, agent: Agent, key: ModelKey) -> list[Effect]:
+    def lacks(self, agent: Agent) -> list[Effect]:
         """The node says that it does not hold a model that it listed: ask for its lists anew."""
         agent.wants_inventory = True
         return [Probe(agent_id=agent.id)] if not agent.upstream.gateway else []
@@ -475,6 +493,7 @@ class Registry:
         self.changes.touched = True
         self._ready = None
         self._holders.clear()
+        self._out.clear()
 
     def _forget(self, agent: Agent) -> None:
         del self._agents[agent.id]

@@ -7,9 +7,11 @@ import enum
 from typing import Final
 
 from core.agents import Agent
+from core.errors import RemoteError
 from core.events import Attempt, AttemptEnded, Ending, Failure, Record, Refuse, RequestCame, Route, Settled, Usage
 from core.health import Verdict
 from core.learning import Sample
+from core.names import normalise
 from core.scoring import Ask
 from core.units import AgentId, Instant, LeaseId, ModelKey
 
@@ -50,7 +52,8 @@ class Request:
     """One request from `RequestCame` to `Settled`."""
 
     __slots__ = (
-        "agent", "alone", "ask", "at", "attempt", "attempts", "busy", "came", "client", "cold", "expected_at", "failed", "first_byte_at",
+        "agent", "alone", "ask", "at", "attempt", "attempts", "barred", "busy", "came", "client", "cold", "expected_at", "failed",
+        "first_byte_at",
         "id", "key", "lease_id", "number", "phase", "plan", "predicted_ms", "refused_by", "spent", "started_at", "tried", "verdict",
         "waited_s", "waiting_since", "why",
     )  # fmt: skip
@@ -80,6 +83,8 @@ class Request:
         """Nodes that are out for this request, and how often they were tried."""
         self.busy: dict[AgentId, None] = {}
         """Nodes that said 503; they come back when nobody else is left."""
+        self.barred: dict[str, str] = {}
+        """Nodes that the last decision passed over, by name, and why."""
         self.refused_by: list[AgentId] = []
         """Nodes that said their model cannot do this."""
         self.spent = 0
@@ -167,16 +172,18 @@ def expected_output(event: RequestCame, mean: int) -> int:
     return mean if event.output_limit is None else min(mean, event.output_limit)
 
 
-def not_found(event: RequestCame) -> Refuse:
-    """No node that is known ever listed the model: Ollama's own status and text."""
+def not_found(event: RequestCame, key: ModelKey | None) -> Refuse:
+    """No node that is known ever listed the model, or it names none and no node is there to say so: Ollama's own status and text."""
     model = event.model or ""
-    if not model.strip():
-        if event.route in (Route.GENERATE, Route.V1_COMPLETIONS):
-            return Refuse(request_id=event.request_id, status=404, text="model '' not found")
-        return Refuse(request_id=event.request_id, status=400, text="model is required")
-    if event.route in _EMBEDS:
-        return Refuse(request_id=event.request_id, status=404, text=f'model "{model}" not found, try pulling it first')
-    return Refuse(request_id=event.request_id, status=404, text=f"model '{model}' not found")
+    status, text = 404, f"model '{model}' not found"
+    if key is not None and event.route in _EMBEDS:
+        text = f'model "{model}" not found, try pulling it first'
+    elif key is None and (model.strip() or event.route is not Route.GENERATE):
+        try:
+            normalise(model)
+        except RemoteError as error:
+            status, text = error.status, str(error)
+    return Refuse(request_id=event.request_id, status=status, text=text)
 
 
 def gave_up(request: Request) -> Refuse:

@@ -1,94 +1,423 @@
-"""The composition of everything that is decided. Work in progress: the public API, without decisions yet."""
+"""The composition of everything that is decided: what happened goes in, what must be done comes out.
 
-from typing import Any
+Driven by three inputs: events from shells (`handle`), time (`tick`), and nothing else. This module knows the life of a request and which
+part of the core each event concerns; where a request goes is `core.dispatch`'s decision, whose fault a failure was is
+`core.health`'s, what an agent may say is `core.registry`'s.
 
-import msgspec
+Invariants (numbers as in `core.invariants`):
+* R1, R2: a request is waiting, on a node, or answered, until it is settled once; then it is forgotten. Late reports change nothing.
+* R4: no attempt begins after a first byte.
+* R13: `now` never goes back; after `tick(now)`, `next_deadline()` is None or later; a second `tick` at the same time returns nothing.
+* Deadlines that have passed come into force before an event is looked at, also when nobody called `tick`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
 
 from core.config import RouterConfig
-from core.events import Effect, Event, Refuse, RequestCame
+from core.dispatch import Dispatcher
+from core.errors import LocalError
+from core.events import (
+    AgentCommanded,
+    AgentRegistered,
+    AttemptEnded,
+    BackendAdded,
+    Count,
+    Cut,
+    Effect,
+    Ending,
+    Event,
+    Failure,
+    FirstByte,
+    HeartbeatCame,
+    MetricsCame,
+    NodePolled,
+    NodeSilent,
+    Note,
+    Pulse,
+    RequestCame,
+    SettingsChanged,
+    Settled,
+)
 from core.fleet import NodeInventory
-from core.registry import AgentView
+from core.health import Cost, Ejection, Fault, Health, Verdict, classify
+from core.learning import Speeds
+from core.lifecycle import AgentState
+from core.names import display, key_or_none
+from core.registry import Registry
+from core.requests import Phase, Request, expected_output
+from core.scoring import Ask, strategy
 from core.units import AgentId, Instant, RequestId
+from core.views import AgentView, EjectionView, Explanation, Statistics, WaitingView
 
 __all__ = ["AgentView", "Explanation", "Router", "Statistics", "WaitingView"]
 
+WHY_MAX: Final = 200
+"""Characters of a node's error text that logs and ejections quote."""
 
-class WaitingView(msgspec.Struct, frozen=True, kw_only=True):
-    """One waiting request."""
-
-    request_id: RequestId
-    position: int
-    """From 1, over all clients."""
-    route: str
-    model: str | None
-    client: str
-    waited_ms: float
-    expected_start_ms: float | None
-    """From now; None when nobody can tell."""
-    why: str
-
-
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request went where it went: one entry per decision about it."""
-
-    request_id: RequestId
-    model: str | None
-    strategy: str
-    decisions: list[Any]
-
-
-class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """The router in numbers."""
-
-    in_flight: int
-    waiting: int
-    agents: int
-    agents_ready: int
-    in_flight_by_agent: dict[AgentId, int]
-    requests_total: int
+_LABELS: Final = {"requests_total": ("route", "status"), "attempts_total": ("outcome",), "late_reports_total": ("kind",)}
 
 
 class Router:
-    """Driven by what happens and by time; returns what must be done about it. `now` never goes back."""
+    """One per coordinator."""
 
     def __init__(self, config: RouterConfig, *, now: Instant) -> None:
         self._config = config
         self._now = now
+        self._speeds = Speeds(config)
+        self._health = Health(config)
+        self._registry = Registry(config, in_flight=lambda agent_id: self._dispatcher.ledger.in_flight(agent_id))
+        self._dispatcher = Dispatcher(config, self._registry, self._health, self._speeds, strategy(config, self._speeds), now=now)
+        self._ledger = self._dispatcher.ledger
+        self._queue = self._dispatcher.queue
+        self._requests = self._dispatcher.requests
+        self._came = 0
+        self._settled_total = 0
+        self._look = False
+        """Whether somebody who waits may be able to go since the last look."""
+        self._counts: dict[tuple[str, ...], Count] = {}
+        self._handlers: dict[type, Callable[[Any, list[Effect], Instant], None]] = {
+            RequestCame: self._request_came,
+            FirstByte: self._first_byte,
+            AttemptEnded: self._attempt_ended,
+            Settled: self._settled,
+            Pulse: self._pulse,
+            AgentRegistered: lambda event, effects, now: effects.extend(self._registry.registered(event, now=now)),
+            HeartbeatCame: self._heartbeat_came,
+            MetricsCame: lambda event, effects, now: effects.extend(self._registry.metrics(event, now=now)),
+            BackendAdded: lambda event, effects, now: effects.extend(self._registry.backend_added(event, now=now)),
+            NodePolled: lambda event, effects, now: effects.extend(self._registry.polled(event, now=now)),
+            NodeSilent: lambda event, effects, now: effects.extend(self._registry.silent(event)),
+            SettingsChanged: lambda event, effects, now: effects.extend(self._registry.settings(event)),
+            AgentCommanded: lambda event, effects, now: effects.extend(self._registry.command(event, now=now)),
+        }
+
+    # ------------------------------------------------------------ the three inputs
 
     def handle(self, event: Event, *, now: Instant) -> list[Effect]:
-        """`event` happened."""
-        if isinstance(event, RequestCame):
-            return [Refuse(request_id=event.request_id, status=503, text="no node is ready")]
-        return []
+        """`event` happened. Returns what must be done about it, in order.
+
+        Raises:
+            LocalError: the shell broke the order of events that `core.events` describes.
+        """
+        effects: list[Effect] = []
+        deadline = self.next_deadline()
+        if deadline is not None and deadline <= now:
+            effects += self.tick(now=now)
+        self._advance(now)
+        self._handlers[type(event)](event, effects, now)
+        self._follow(effects, now)
+        return effects
 
     def tick(self, *, now: Instant) -> list[Effect]:
-        """Time passed."""
-        return []
+        """Time passed: bring into force what was due."""
+        self._advance(now)
+        effects: list[Effect] = []
+        for held in self._ledger.expire(now=now):
+            self._abandon(self._requests[held.request_id], effects, now)
+        for request_id in self._dispatcher.answered.due(now=now):
+            self._abandon(self._requests[request_id], effects, now)
+        effects += self._registry.expire(now=now)
+        for request_id in self._queue.due(now=now):
+            self._dispatcher.time_out(self._requests[request_id], effects, now=now)
+        if self._health.woken(now=now):
+            self._look = True
+        grace = self._dispatcher.grace_until
+        if grace is not None and grace <= now:
+            self._dispatcher.grace_until = None
+            self._look = True
+        self._follow(effects, now)
+        return effects
 
     def next_deadline(self) -> Instant | None:
-        """When `tick` wants to be called, at the latest."""
-        return None
+        """When `tick` must be called, if no event comes before."""
+        dispatcher = self._dispatcher
+        earliest = dispatcher.grace_until
+        for deadline in (
+            self._ledger.next_deadline(),
+            dispatcher.answered.next_deadline(),
+            self._registry.next_deadline(),
+            self._queue.next_deadline(),
+            self._health.next_deadline(),
+        ):
+            if deadline is not None and (earliest is None or deadline < earliest):
+                earliest = deadline
+        return earliest
+
+    # ------------------------------------------------------------ snapshots
 
     def agents(self) -> list[AgentView]:
         """All agents, the first registered first."""
-        return []
+        return [self._view(agent.id) for agent in self._registry.all()]
 
     def agent(self, agent_id: AgentId) -> AgentView | None:
-        """One agent."""
-        return None
+        """One agent; None when there is none of that id."""
+        return None if self._registry.get(agent_id) is None else self._view(agent_id)
 
     def inventories(self) -> list[NodeInventory]:
-        """What the approved nodes hold, for merged lists."""
-        return []
+        """What the approved nodes hold and have loaded, for the fleet's merged lists."""
+        return [
+            NodeInventory(
+                agent_id=agent.id,
+                name=agent.name,
+                ready=agent.state is AgentState.READY,
+                version=agent.ollama_version,
+                installed=agent.inventory.installed_rows,
+                loaded=agent.inventory.loaded_rows,
+            )
+            for agent in self._registry.all()
+            if agent.state is not AgentState.PENDING
+        ]
 
     def waiting(self) -> list[WaitingView]:
-        """Who waits, the next to be served first."""
-        return []
+        """Who waits, the next to be looked at first."""
+        views = []
+        for position, request_id in enumerate(self._queue.in_order(), start=1):
+            request = self._requests[request_id]
+            expected_ms = None if request.plan is None or request.expected_at is None else max(request.expected_at - self._now, 0.0) * 1000
+            views.append(
+                WaitingView(
+                    request_id=request_id,
+                    position=position,
+                    route=request.came.route.value,
+                    model=request.came.model,
+                    client=request.client,
+                    waited_ms=(request.waited_s + self._now - request.waiting_since) * 1000,
+                    expected_start_ms=expected_ms,
+                    why=request.why,
+                )
+            )
+        return views
 
     def why(self, request_id: RequestId) -> Explanation | None:
-        """Why a recent request went where it went."""
-        return None
+        """Why one of the last `explain_ring` requests went where it went; None when it is not one of them."""
+        decisions = self._dispatcher.decisions(request_id)
+        if decisions is None:
+            return None
+        model, made = decisions
+        return Explanation(request_id=request_id, model=model, strategy=self._config.strategy, decisions=made)
 
     def statistics(self) -> Statistics:
-        """A snapshot."""
-        return Statistics(in_flight=0, waiting=0, agents=0, agents_ready=0, in_flight_by_agent={}, requests_total=0)
+        """The router in numbers."""
+        return Statistics(
+            in_flight=len(self._ledger),
+            waiting=len(self._queue),
+            agents=len(self._registry.all()),
+            agents_ready=len(self._registry.ready()),
+            in_flight_by_agent={agent_id: len(leases) for agent_id, leases in self._ledger.by_agent().items()},
+            requests_total=self._settled_total,
+        )
+
+    # ------------------------------------------------------------ requests
+
+    def _request_came(self, event: RequestCame, effects: list[Effect], now: Instant) -> None:
+        if event.request_id in self._requests:
+            raise LocalError(f"request {event.request_id} came twice")
+        self._came += 1
+        key = key_or_none(event.model) if event.model is not None else None
+        runs_model = event.route.runs_model
+        ask = Ask(
+            key if runs_model else None,
+            options=event.runner_options,
+            input_tokens=event.input_tokens,
+            output_tokens=expected_output(event, 0 if key is None else self._speeds.output_tokens(key)),
+            needs_slot=runs_model and not event.load_only,
+        )
+        request = Request(event, key, ask, number=self._came, now=now)
+        self._requests[event.request_id] = request
+        self._dispatcher.place(request, effects, now=now)
+
+    def _first_byte(self, event: FirstByte, effects: list[Effect], now: Instant) -> None:
+        request = self._requests.get(event.request_id)
+        if request is None or request.phase is Phase.ANSWERED:
+            effects.append(self._count("late_reports_total", "first byte"))
+            return
+        agent = request.agent
+        if request.phase is not Phase.TRYING or agent is None:
+            raise LocalError(f"request {event.request_id} is {request.phase.value}: it cannot have a first byte")
+        request.phase = Phase.STREAMING
+        request.first_byte_at = now
+        if not self._health.quiet:
+            self._health.delivered(agent.id, request.key, request.id)
+            self._look = True
+        if request.ask.key is not None and not request.came.unload:
+            agent.inventory.saw_loaded(request.ask.key, request.came.runner_options, now=now)
+
+    def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
+        request = self._requests.get(event.request_id)
+        if request is None or request.phase is Phase.ANSWERED:
+            effects.append(self._count("late_reports_total", "attempt ended"))
+            return
+        if request.phase is not Phase.TRYING or request.agent is None:
+            raise LocalError(f"request {event.request_id} is {request.phase.value}: no attempt of it can have failed")
+        verdict = classify(event.failure, status=event.status, text=event.text, repeat_guard=event.repeat_guard)
+        request.failed, request.verdict = event, verdict
+        outcome = event.failure.value if event.failure is not Failure.ANSWERED else f"status {event.status}"
+        request.end_attempt(outcome, now=now)
+        effects.append(self._count("attempts_total", outcome))
+        self._dispatcher.release(request, effects, now=now)
+        self._look = True
+        self._blame(request, verdict, event.failure, event.text, effects, now)
+        agent_id = request.agent.id
+        if verdict.fault is Fault.SATURATION:
+            request.busy[agent_id] = None
+        else:
+            request.tried[agent_id] = request.tried.get(agent_id, 0) + 1
+        if verdict.cannot:
+            request.refused_by.append(agent_id)
+        request.spent += verdict.cost is Cost.BUDGETED
+        if verdict.cost is Cost.FINAL or request.spent > self._config.retries_budgeted:
+            self._dispatcher.give_up(request, effects, now=now)
+        else:
+            self._dispatcher.place(request, effects, now=now)
+
+    def _settled(self, event: Settled, effects: list[Effect], now: Instant) -> None:
+        request = self._requests.pop(event.request_id, None)
+        if request is None:
+            effects.append(self._count("late_reports_total", "settled"))
+            return
+        self._settled_total += 1
+        phase, agent = request.phase, request.agent
+        self._dispatcher.leave(request, now=now)
+        self._dispatcher.answered.discard(request.id)
+        if phase in (Phase.TRYING, Phase.STREAMING) and agent is not None:
+            self._dispatcher.release(request, effects, now=now)
+            self._look = True
+            if event.node_fault is not None:
+                self._blame(request, classify(event.node_fault), event.node_fault, event.message, effects, now)
+                outcome = event.node_fault.value
+            else:
+                outcome = event.ending.value
+                if event.ending is Ending.SUCCESS:
+                    self._succeeded(request, event, now)
+                else:
+                    self._health.ended(agent.id, request.id)
+            request.end_attempt(outcome, now=now)
+            effects.append(self._count("attempts_total", outcome))
+        effects.append(request.record(event.ending, event, now=now))
+        effects.append(self._count("requests_total", request.came.route.value, event.ending.value))
+
+    def _succeeded(self, request: Request, event: Settled, now: Instant) -> None:
+        """A node served it well: what that teaches."""
+        agent, key = request.agent, request.key
+        assert agent is not None, "served by nobody"
+        self._health.succeeded(agent.id, key)
+        for agent_id in request.refused_by:
+            # This node could: those that said the model cannot are the ones at fault.
+            self._health.failed(agent_id, key, Fault.MODEL, "said that the model cannot", request_id=request.id, now=now)
+        if request.ask.key is None:
+            return
+        if request.came.unload:
+            agent.inventory.saw_unloaded(request.ask.key, now=now)
+        elif not request.came.load_only or request.cold:
+            model = agent.inventory.installed.get(request.ask.key)
+            size_bytes = 0 if model is None else model.size_bytes
+            self._speeds.learn(agent.id, request.ask.key, request.sample(event, now=now), size_bytes=size_bytes)
+
+    def _blame(self, request: Request, verdict: Verdict, failure: Failure, text: str, effects: list[Effect], now: Instant) -> None:
+        """A node failed a request: hold it against whom it concerns, and say so."""
+        agent, key = request.agent, request.key
+        assert agent is not None, "nobody to blame"
+        why = f"{failure.value}: {text[:WHY_MAX]}" if text else failure.value
+        if verdict.fault is not Fault.CLIENT:
+            fields = {"agent_id": agent.id, "agent": agent.name, "model": request.came.model, "why": why, "request_id": request.id}
+            effects.append(Note(level="warning", event="attempt failed", fields=fields))
+        for ejection in self._health.failed(agent.id, key, verdict.fault, why, request_id=request.id, now=now):
+            self._tell(ejection, agent.name, effects)
+        if failure is Failure.REFUSED:
+            effects += self._registry.refused(agent)
+        if verdict.lost_memory:
+            agent.inventory.forget_loaded(now=now)
+        if verdict.lacks_model and key is not None:
+            self._health.pause(agent.id, key, now=now)
+            effects += self._registry.lacks(agent)
+
+    def _tell(self, ejection: Ejection, name: str, effects: list[Effect]) -> None:
+        model = None if ejection.key is None else display(ejection.key)
+        fields = {"agent_id": ejection.agent_id, "agent": name, "model": model, "for_s": ejection.length_s, "why": ejection.why}
+        effects.append(Note(level="warning", event="passed over", fields=fields))
+        effects.append(Count(name="ejections_total", labels={"agent": name}))
+
+    def _pulse(self, event: Pulse, effects: list[Effect], now: Instant) -> None:
+        for request_id in event.requests:
+            request = self._requests.get(request_id)
+            if request is None:
+                continue
+            if request.lease_id is not None:
+                self._ledger.renew(request.lease_id, now=now)
+            elif request.phase is Phase.ANSWERED:
+                self._dispatcher.answered.set(request_id, now=now)
+        for agent_id in event.heard:
+            self._registry.heard(agent_id, now=now)
+
+    # ------------------------------------------------------------ nodes
+
+    def _heartbeat_came(self, event: HeartbeatCame, effects: list[Effect], now: Instant) -> None:
+        heartbeat = event.heartbeat
+        if heartbeat.in_flight is not None:
+            ours = self._dispatcher.explained
+            beyond = sum(1 for request_id in heartbeat.in_flight if request_id not in self._requests and not ours(RequestId(request_id)))
+        else:
+            beyond = max(0, heartbeat.active_requests - self._ledger.in_flight(AgentId(heartbeat.agent_id)))
+        effects += self._registry.heartbeat(event, beyond=beyond, now=now)
+
+    def _follow(self, effects: list[Effect], now: Instant) -> None:
+        """Carry over what a step changed in one part to the others."""
+        changes = self._registry.changes
+        if changes.any:
+            self._registry.take_changes()
+            for agent_id in changes.refreshed:
+                self._speeds.refresh(agent_id)
+            for agent_id in changes.reborn:
+                self._health.forget(agent_id)
+            for agent_id in changes.forgotten:
+                self._health.forget(agent_id)
+                self._speeds.forget(agent_id)
+            for agent_id, reason in changes.lost:
+                effects += [Cut(request_id=held.request_id, reason=reason) for held in self._ledger.on(agent_id)]
+            self._look = self._look or changes.touched
+        if self._look:
+            self._look = False
+            if len(self._queue):
+                self._dispatcher.look(effects, now=now)
+
+    # ------------------------------------------------------------ the rest
+
+    def _advance(self, now: Instant) -> None:
+        assert now >= self._now, f"R13: time went back from {self._now} to {now}"
+        self._now = now
+
+    def _abandon(self, request: Request, effects: list[Effect], now: Instant) -> None:
+        """Nobody reported on it for so long that nobody will."""
+        if request.phase in (Phase.TRYING, Phase.STREAMING):
+            effects.append(Cut(request_id=request.id, reason="nothing was heard of this request for too long"))
+            request.end_attempt(Ending.UNKNOWN.value, now=now)
+            self._dispatcher.freed(request, effects, now=now)
+        del self._requests[request.id]
+        self._settled_total += 1
+        if request.agent is not None:
+            self._health.ended(request.agent.id, request.id)
+        self._look = True
+        effects.append(request.record(Ending.UNKNOWN, None, now=now))
+        effects.append(self._count("requests_total", request.came.route.value, Ending.UNKNOWN.value))
+
+    def _count(self, name: str, *values: str) -> Count:
+        """One more; the effect is made once per series."""
+        count = self._counts.get((name, *values))
+        if count is None:
+            labels = dict(zip(_LABELS[name], values, strict=True))
+            count = self._counts[name, *values] = Count(name=name, labels=labels)
+        return count
+
+    def _view(self, agent_id: AgentId) -> AgentView:
+        agent = self._registry.get(agent_id)
+        assert agent is not None, "a view of nobody"
+        ejections = [
+            EjectionView(
+                model=None if ejection.key is None else display(ejection.key),
+                until_s=max(ejection.until - self._now, 0.0),
+                why=ejection.why,
+            )
+            for ejection in self._health.ejections(agent_id)
+        ]
+        return agent.view(in_flight=self._ledger.in_flight(agent_id), ejections=ejections)

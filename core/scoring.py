@@ -71,7 +71,9 @@ class Choice:
 
     __slots__ = ("agent", "patience", "room", "rows", "start_us", "work_us")
 
-    def __init__(self, agent: "Agent", *, room: bool, rows: list[Row], start_us: int = 0, work_us: int = 0, patience: int = 0) -> None:
+    def __init__(
+        self, agent: "Agent", *, room: bool, rows: list[Row], start_us: int = 0, work_us: int = 0, patience: int | None = None
+    ) -> None:
         self.agent = agent
         self.room = room
         """Whether the request may go there now."""
@@ -80,7 +82,8 @@ class Choice:
         """Expected time until the node begins to answer."""
         self.work_us = work_us
         self.patience = patience
-        """With no room: how many more of the same kind would rather wait for this node than take the best one that has room."""
+        """With no room: how many more of the same kind would rather wait for this node than take the best one that has room; None: all, for
+        there is no such node."""
 
 
 class Strategy(abc.ABC):
@@ -192,7 +195,7 @@ class Auto(Strategy):
             node, _, (work, _, cold) = best
         room = best is best_open
         queued = 0 if room else max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
-        patience = 0 if best_open is None or room else (best_open[1] - score - 1) // work
+        patience = None if best_open is None else (best_open[1] - score - 1) // work
         return Choice(node, room=room, rows=rows, start_us=queued * work + cold, work_us=work, patience=patience)
 
     def _light(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice:

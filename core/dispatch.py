@@ -1,0 +1,436 @@
+"""Where a request goes now: to a node, into the queue, or back to its client.
+
+Decides by composing eligibility (`registry`, `health`), the strategy's choice (`scoring`) and the queue's order; the one place that
+grants leases. Knows events only as far as a request carries its own; time passes in `core.router`.
+
+How waiting works. A request waits when its best choice is a full node: that node is its plan. Whenever something may have changed
+(`look`), waiting requests are looked at in the queue's order, each with those before it counted as work ahead on the nodes they
+plan for. So the first few wait for a warm node, and the one for whom loading elsewhere is quicker by then takes the idle one. Equal
+requests are not scored one by one: a choice says how many more of its kind would choose the same.
+
+Invariants: R3 a node that was tried is not tried again while another one is eligible; R5 a lease is only granted on a node that is READY
+and holds the model; R12 after `look` no request waits whose plan could start now.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+from core.config import RouterConfig
+from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Refuse, Wait
+from core.health import Health
+from core.inventory import Loading
+from core.learning import Speeds
+from core.leases import Expiry, Held, Ledger
+from core.lifecycle import AgentState
+from core.queue import FairQueue
+from core.registry import Agent, Registry
+from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
+from core.scoring import ROWS_MAX, Choice, Load, Row, Strategy, best_first
+from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, RequestId
+from core.views import Candidate, Decision
+
+DECISIONS_MAX: Final = 16
+"""Decisions of one request that are kept for its explanation."""
+
+RETRY_AFTER_MAX_S: Final = 60
+
+
+class _Raw:
+    """A decision as it was made; made readable only when somebody asks."""
+
+    __slots__ = ("after_s", "chosen", "out", "outcome", "rows")
+
+    def __init__(self, after_s: float, outcome: str, rows: list[Row], chosen: AgentId | None, out: Mapping[str, str]) -> None:
+        self.after_s = after_s
+        self.outcome = outcome
+        self.rows = rows
+        self.chosen = chosen
+        self.out = out
+
+
+class Dispatcher:
+    """Places requests on nodes. Its parts are the router's own, shared with it."""
+
+    def __init__(
+        self, config: RouterConfig, registry: Registry, health: Health, speeds: Speeds, strategy: Strategy, *, now: Instant
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._health = health
+        self._speeds = speeds
+        self._strategy = strategy
+        self.requests: dict[RequestId, Request] = {}
+        self.ledger = Ledger(config.lease_ttl_s)
+        self.queue = FairQueue(config)
+        self.answered: Expiry[RequestId] = Expiry(config.lease_ttl_s)
+        """Requests that a shell was told to answer itself, until it says that it did."""
+        self.grace_until: Instant | None = Instant(now + config.startup_grace_s)
+        """Until then nodes that were not heard since the start are waited for; None: that is over."""
+        self._planned: dict[AgentId, int] = {}
+        self._kinds: dict[Kind, int] = {}
+        self._chosen = 0
+        self._explained: OrderedDict[RequestId, tuple[str | None, list[_Raw]]] = OrderedDict()
+
+    # ------------------------------------------------------------ placing
+
+    def place(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+        """Forward it, let it wait, or answer it."""
+        nodes = self._candidates(request, now=now)
+        if not nodes:
+            self._without_nodes(request, effects, now=now)
+            return
+        choice = self._choose(request, nodes, self._planned, now=now)
+        if choice.room:
+            self._forward(request, choice, effects, now=now)
+        else:
+            self._wait(request, f"waits for {choice.agent.name}, whose slots are taken", choice, effects, now=now)
+
+    def look(self, effects: list[Effect], *, now: Instant) -> None:
+        """Something may have changed: look at everybody who waits, in order."""
+        ahead: dict[AgentId, int] = {}
+        settled: dict[Kind, tuple[AgentId | None, int | None]] = {}
+        """Kinds that need no look: what they wait for, and up to how many ahead there (None: whatever comes)."""
+        final = 0
+        for request_id in self.queue.in_order():
+            request = self.requests[request_id]
+            kind = request.kind
+            known = settled.get(kind)
+            if known is not None and (known[1] is None or known[0] is None or ahead.get(known[0], 0) < known[1]):
+                self._plan(request, known[0], ahead)
+                continue
+            choice = self._look_at(request, ahead, effects, now=now)
+            if request.phase is not Phase.WAITING:
+                continue
+            self._plan(request, None if choice is None else choice.agent.id, ahead)
+            if choice is None or choice.patience is None:
+                settled[kind] = (request.plan, None)
+                final += 1
+                if final == len(self._kinds):
+                    return
+            elif request.plan is not None:
+                settled[kind] = (request.plan, ahead[request.plan] + choice.patience)
+
+    def leave(self, request: Request, *, now: Instant) -> None:
+        """It does not wait any more."""
+        if self.queue.remove(request.id) is None:
+            return
+        request.waited_s += now - request.waiting_since
+        self._plan(request, None, {})
+        kind = request.kind
+        left = self._kinds[kind] - 1
+        if left:
+            self._kinds[kind] = left
+        else:
+            del self._kinds[kind]
+
+    def release(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+        """Its attempt is over: give up the lease."""
+        if request.lease_id is not None and self.ledger.release(request.lease_id) is not None:
+            self.freed(request, effects, now=now)
+
+    def freed(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+        """Its lease is gone: so is what it held on the node."""
+        request.lease_id = None
+        agent = request.agent
+        assert agent is not None, "a lease without a node"
+        if request.cold and request.first_byte_at is None and request.key in agent.inventory.loading:
+            # Ollama gives up a load whose first request leaves, and starts it again for whoever waits for it.
+            expected_s = agent.inventory.loading.pop(request.key).expected_s
+            if self.ledger.of_model(request.key).get(agent.id):
+                agent.inventory.loading[request.key] = Loading(now, expected_s)
+        if agent.state is AgentState.DRAINING and not self.ledger.in_flight(agent.id):
+            effects += self._registry.emptied(agent)
+
+    def give_up(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+        """Nothing is left to try: the last node's own answer, else the router's."""
+        failed, verdict = request.failed, request.verdict
+        if failed is not None and verdict is not None and verdict.own_answer:
+            retry_after_s = self._retry_after_s() if failed.status == 503 else None
+            self.answer(request, PassOn(request_id=request.id, retry_after_s=retry_after_s), "node answer", effects, now=now)
+        else:
+            self.answer(request, gave_up(request), "node failure", effects, now=now)
+
+    def time_out(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+        """It has waited long enough."""
+        failed = request.failed
+        if failed is not None and failed.failure is Failure.ANSWERED and failed.status == 503:
+            self.give_up(request, effects, now=now)
+        else:
+            self.answer(request, self._busy(request), "waited too long", effects, now=now)
+
+    def answer(self, request: Request, effect: Refuse | PassOn, reason: str, effects: list[Effect], *, now: Instant) -> None:
+        """Have the shell answer it without a node."""
+        self.leave(request, now=now)
+        request.phase = Phase.ANSWERED
+        self.answered.set(request.id, now=now)
+        effects.append(effect)
+        if isinstance(effect, Refuse):
+            effects.append(Count(name="refused_total", labels={"reason": reason}))
+            self._explain(request, f"refused: {effect.text}", [], None, now=now)
+        else:
+            self._explain(request, "the node's own answer", [], None, now=now)
+
+    # ------------------------------------------------------------ for showing
+
+    def decisions(self, request_id: RequestId) -> tuple[str | None, list[Decision]] | None:
+        """The model of a recent request and what was decided about it; None when it is not known (any more)."""
+        known = self._explained.get(request_id)
+        return None if known is None else (known[0], [self._readable(raw) for raw in known[1]])
+
+    def explained(self, request_id: RequestId) -> bool:
+        """Whether it is one of the recent requests."""
+        return request_id in self._explained
+
+    def check(self) -> None:
+        """Recompute what is kept for speed.
+
+        Raises:
+            AssertionError: it differs.
+        """
+        planned: dict[AgentId, int] = {}
+        kinds: dict[Kind, int] = {}
+        for request_id in self.queue.in_order():
+            request = self.requests[request_id]
+            kinds[request.kind] = kinds.get(request.kind, 0) + 1
+            if request.plan is not None:
+                planned[request.plan] = planned.get(request.plan, 0) + 1
+        assert planned == self._planned, "R12: planned work is not that of the waiting requests"
+        assert kinds == self._kinds, "R12: kinds are not those of the waiting requests"
+
+    # ------------------------------------------------------------ choosing
+
+    def _candidates(self, request: Request, *, now: Instant) -> tuple[Agent, ...]:
+        """The eligible nodes."""
+        nodes = self._registry.ready() if request.key is None else self._registry.holders(request.key)
+        if not self._health.quiet or request.tried or request.busy:
+            nodes = self._healthy(request, nodes, now=now)
+        elif request.barred:
+            request.barred = {}
+        if request.came.unload:
+            nodes = tuple(node for node in nodes if request.key in node.inventory.resident) or nodes
+        return nodes
+
+    def _healthy(self, request: Request, nodes: tuple[Agent, ...], *, now: Instant) -> tuple[Agent, ...]:
+        """Those that were not tried, are not paused and not ejected. When all that is left is ejected: the least bad."""
+        health, key = self._health, request.key
+        good: list[Agent] = []
+        ejected: list[tuple[float, Instant, int, Agent]] = []
+        barred: dict[str, str] = {}
+        paused = False
+        for node in nodes:
+            if node.id in request.tried or node.id in request.busy:
+                barred[node.name] = "was tried for this request"
+            elif health.paused_until(node.id, key, now=now) is not None:
+                barred[node.name] = "said that it is busy"
+                paused = True
+            elif (ejection := health.ejection(node.id, key, now=now)) is not None:
+                barred[node.name] = f"is passed over: {ejection.why}"
+                ejected.append((ejection.length_s, ejection.until, node.last_chosen, node))
+            else:
+                good.append(node)
+        request.barred = barred
+        if good or paused or request.busy or not ejected:
+            return tuple(good)
+        return (min(ejected, key=lambda entry: entry[:3])[3],)
+
+    def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], *, now: Instant) -> Choice:
+        load = Load(self.ledger.by_agent(), self.ledger.of_model(request.key), ahead)
+        choice = self._strategy.choose(request.ask, nodes, load, now=now)
+        request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
+        if request.predicted_ms is None:
+            request.predicted_ms = choice.start_us / 1000
+        return choice
+
+    def _look_at(self, request: Request, ahead: dict[AgentId, int], effects: list[Effect], *, now: Instant) -> Choice | None:
+        """Decide anew about one that waits. Returns the choice, if there is a node to choose."""
+        nodes = self._candidates(request, now=now)
+        if not nodes:
+            self._without_nodes(request, effects, now=now)
+            return None
+        choice = self._choose(request, nodes, ahead, now=now)
+        if choice.room:
+            self._forward(request, choice, effects, now=now)
+        else:
+            request.why = f"waits for {choice.agent.name}, whose slots are taken"
+        return choice
+
+    def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
+        self.leave(request, now=now)
+        agent = choice.agent
+        request.attempt += 1
+        lease_id = LeaseId(f"{request.id}/{request.attempt}")
+        request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, Phase.TRYING
+        key = request.key if request.came.route.runs_model else None
+        self.ledger.grant(Held(lease_id, request.id, agent.id, key), now=now)
+        self._chosen += 1
+        agent.last_chosen = self._chosen
+        request.cold = False
+        if key is not None and not request.came.unload:
+            self._begin_load(request, agent, effects, now=now)
+        if not self._health.quiet:
+            self._health.began(agent.id, request.key, request.id)
+        effects.append(
+            Forward(
+                request_id=request.id,
+                lease=Lease(
+                    id=lease_id,
+                    request_id=request.id,
+                    agent_id=agent.id,
+                    agent_name=agent.name,
+                    upstream=agent.upstream,
+                    attempt=request.attempt,
+                ),
+            )
+        )
+        self._explain(request, "forwarded", choice.rows, agent.id, now=now)
+
+    def _begin_load(self, request: Request, agent: Agent, effects: list[Effect], *, now: Instant) -> None:
+        """If the node must load the model for it, remember that it is at it."""
+        key, inventory = request.key, agent.inventory
+        if key is None or (key in inventory.resident and not inventory.needs_reload(key, request.came.runner_options)):
+            return
+        if key not in inventory.loading:
+            request.cold = True
+            request.alone = not inventory.loading
+            size = inventory.installed[key].size_bytes
+            load_us = self._speeds.rates(agent.id, key, size_bytes=size, slots=agent.slots).load_us
+            inventory.loading[key] = Loading(now, load_us / MICROS_PER_S)
+            effects.append(Count(name="loads_total", labels={"agent": agent.name}))
+
+    # ------------------------------------------------------------ waiting
+
+    def _wait(self, request: Request, why: str, choice: Choice | None, effects: list[Effect], *, now: Instant) -> None:
+        """Let it wait, if there is room in the queue."""
+        request.why = why
+        if request.phase is Phase.WAITING:
+            return
+        if request.attempt:
+            place = self.queue.first_place(request.number)
+        elif self.queue.full:
+            self.answer(request, self._busy(request), "queue full", effects, now=now)
+            return
+        elif self.queue.client_full(request.client):
+            text = f"{self._config.queue_per_client} of your requests are waiting already; try again when some of them were answered"
+            refuse = Refuse(request_id=request.id, status=429, text=text, retry_after_s=self._retry_after_s())
+            self.answer(request, refuse, "client full", effects, now=now)
+            return
+        else:
+            cost = Micros(choice.work_us if choice is not None else 1)
+            place = self.queue.new_place(request.client, cost=cost, number=request.number)
+        left_s = self._config.queue_timeout_s - request.waited_s
+        if left_s <= 0:
+            self.time_out(request, effects, now=now)
+            return
+        self.queue.push(request.id, request.client, place, deadline=Instant(now + left_s))
+        request.phase = Phase.WAITING
+        request.waiting_since = now
+        self._kinds[request.kind] = self._kinds.get(request.kind, 0) + 1
+        self._plan(request, None if choice is None else choice.agent.id, {})
+        effects.append(Wait(request_id=request.id, position=self.queue.position(request.id), why=why))
+        self._explain(request, why, [] if choice is None else choice.rows, request.plan, now=now)
+
+    def _plan(self, request: Request, plan: AgentId | None, ahead: dict[AgentId, int]) -> None:
+        """Note what a waiting request waits for, here and in `ahead`."""
+        if plan is not None:
+            ahead[plan] = ahead.get(plan, 0) + 1
+        if plan == request.plan:
+            return
+        if request.plan is not None:
+            left = self._planned[request.plan] - 1
+            if left:
+                self._planned[request.plan] = left
+            else:
+                del self._planned[request.plan]
+        if plan is not None:
+            self._planned[plan] = self._planned.get(plan, 0) + 1
+        request.plan = plan
+
+    def _without_nodes(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+        """No node is eligible: wait for one, or say why there is none."""
+        ready = self._registry.ready() if request.key is None else self._registry.holders(request.key)
+        untried = [node for node in ready if node.id not in request.tried]
+        if untried:
+            # All of these are busy: they said 503, to this request or to another one.
+            request_kind = request.kind
+            request.busy.clear()
+            self._moved(request, request_kind)
+            self._wait(request, "waits for a node that is not too busy", None, effects, now=now)
+        elif ready or request.attempt:
+            self._tried_all(request, ready, effects, now=now)
+        elif self.grace_until is not None and now < self.grace_until and self._registry.awaited():
+            self._wait(request, "waits for nodes that were not heard since the start", None, effects, now=now)
+        else:
+            self._nobody_ready(request, effects, now=now)
+
+    def _moved(self, request: Request, kind: Kind) -> None:
+        """A waiting request is of another kind now."""
+        if request.phase is Phase.WAITING and kind != request.kind:
+            self._kinds[kind] -= 1
+            if not self._kinds[kind]:
+                del self._kinds[kind]
+            self._kinds[request.kind] = self._kinds.get(request.kind, 0) + 1
+
+    def _tried_all(self, request: Request, ready: tuple[Agent, ...], effects: list[Effect], *, now: Instant) -> None:
+        """Every eligible node was tried. One that had not even taken the request may be tried once more."""
+        failed = request.failed
+        agent = request.agent
+        if (
+            failed is not None
+            and failed.failure is Failure.NOT_TAKEN
+            and agent in ready
+            and agent is not None
+            and request.tried[agent.id] == 1
+        ):
+            request.tried[agent.id] = 2
+            self._forward(request, Choice(agent, room=True, rows=[]), effects, now=now)
+        else:
+            self.give_up(request, effects, now=now)
+
+    def _nobody_ready(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+        """No node that holds it is ready."""
+        key = request.key
+        listed = [] if key is None else self._registry.listed_by(key)
+        if not listed:
+            self.answer(request, not_found(request.came, request.key), "model unknown", effects, now=now)
+            return
+        starting = [agent for agent in listed if agent.state is AgentState.INITIALIZING and agent.id not in request.tried]
+        if starting:
+            self._wait(request, f"waits for {starting[0].name}, which is starting", None, effects, now=now)
+            return
+        names = ", ".join(agent.name for agent in listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+        text = f"model '{request.came.model}' is only on nodes that take no requests now: {names}; try again when one of them is back"
+        refuse = Refuse(request_id=request.id, status=503, text=text, retry_after_s=self._retry_after_s())
+        self.answer(request, refuse, "nodes asleep", effects, now=now)
+
+    def _busy(self, request: Request) -> Refuse:
+        return Refuse(request_id=request.id, status=503, text=BUSY_TEXT, retry_after_s=self._retry_after_s())
+
+    def _retry_after_s(self) -> int:
+        """After the longest pause of a busy node somebody may have room again."""
+        return max(1, min(round(self._config.busy_pause_max_s), RETRY_AFTER_MAX_S))
+
+    # ------------------------------------------------------------ explaining
+
+    def _explain(self, request: Request, outcome: str, rows: list[Row], chosen: AgentId | None, *, now: Instant) -> None:
+        out = self._registry.out(request.key)
+        if request.barred:
+            out = {**out, **request.barred}
+        raw = _Raw(now - request.at, outcome, rows if len(rows) <= ROWS_MAX else best_first(rows), chosen, out)
+        known = self._explained.get(request.id)
+        if known is None:
+            self._explained[request.id] = (request.came.model, [raw])
+            if len(self._explained) > self._config.explain_ring:
+                self._explained.popitem(last=False)
+        elif len(known[1]) < DECISIONS_MAX:
+            known[1].append(raw)
+
+    def _readable(self, raw: _Raw) -> Decision:
+        names = self._strategy.part_names
+        candidates = []
+        for agent, score, parts in best_first(raw.rows):
+            labelled = dict(zip(names, parts, strict=False))
+            candidates.append(
+                Candidate(agent_id=agent.id, name=agent.name, score=Micros(score), parts=labelled, chosen=agent.id == raw.chosen)
+            )
+        return Decision(after_ms=raw.after_s * 1000, outcome=raw.outcome, candidates=candidates, out=dict(raw.out))
