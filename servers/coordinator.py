@@ -123,7 +123,12 @@ class Coordinator:
         metrics = Metrics(lambda: (router.statistics(), router.agents()))
         sinks = _Sinks(metrics, self.records)
         driver = Driver(router, sinks)
-        poller = sinks.poller = Poller(driver.apply, now=driver.now, check_every_s=settings.health_check_interval_s)
+        poller = sinks.poller = Poller(
+            driver.apply,
+            now=driver.now,
+            known=lambda agent_id: router.agent(agent_id) is not None,
+            check_every_s=settings.health_check_interval_s,
+        )
         access = Access(settings, self.tokens, our_ports=self.ports)
         watch = Watch()
         pool = Pool(watch)

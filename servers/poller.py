@@ -1,7 +1,8 @@
 """Asks nodes that do not report themselves: what they are, what they hold, what is loaded.
 
 Decides when to ask, never what an answer means. Asked are nodes without an agent, and agents that registered without a gateway (the
-seed's): those report their load but not their models, so their lists are asked for, and whether they live is left to their heartbeats.
+seed's): those report their load but not their models, so their lists are asked for; whether they live is left to their heartbeats, which
+the router sees to.
 Invariants: each node has tasks of its own, so a slow one delays no other; `/api/ps` is never a sign of life or death; answers are
 bounded in size and time.
 """
@@ -54,17 +55,19 @@ class _BadAnswer(Exception):
 class _Node:
     agent_id: AgentId
     upstream: Upstream
-    alive_counts: bool
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     wake: trio.Event = field(default_factory=trio.Event)
     answers: bool = False
 
 
 class Poller:
-    """All polled nodes of one coordinator. `apply` tells the router; `now` is the router's time."""
+    """All polled nodes of one coordinator. `apply` tells the router; `now` is its time; `known` whether it still knows a node."""
 
-    def __init__(self, apply: Callable[[Event], object], *, now: Callable[[], Instant], check_every_s: float) -> None:
+    def __init__(
+        self, apply: Callable[[Event], object], *, now: Callable[[], Instant], known: Callable[[AgentId], bool], check_every_s: float
+    ) -> None:
         self._apply = apply
+        self._known = known
         self._now = now
         self._check_every_s = check_every_s
         self._nodes: dict[AgentId, _Node] = {}
@@ -84,16 +87,16 @@ class Poller:
             finally:
                 self._nursery = None
 
-    def watch(self, agent_id: AgentId, upstream: Upstream, *, alive_counts: bool = True) -> None:
-        """Poll this node from now on. `alive_counts`: its answers, and their absence, tell whether it lives."""
-        known = self._nodes.get(agent_id)
-        if known is not None and (known.upstream, known.alive_counts) == (upstream, alive_counts):
-            known.wake.set()
+    def watch(self, agent_id: AgentId, upstream: Upstream) -> None:
+        """Poll this node from now on."""
+        watched = self._nodes.get(agent_id)
+        if watched is not None and watched.upstream == upstream:
+            watched.wake.set()
             return
         self.forget(agent_id)
         if len(self._nodes) >= NODES_MAX:
             return
-        node = self._nodes[agent_id] = _Node(agent_id, upstream, alive_counts)
+        node = self._nodes[agent_id] = _Node(agent_id, upstream)
         if self._nursery is not None:
             self._start(node)
 
@@ -120,13 +123,14 @@ class Poller:
                 nursery.start_soon(self._keep_loaded_known, node)
 
     async def _keep_checked(self, node: _Node) -> None:
-        """Full checks; at once when probed."""
-        while True:
+        """Full checks; at once when probed. Ends when the router does not know the node any more."""
+        while self._known(node.agent_id):
             await self._check(node)
             await trio.sleep(CHECK_GAP_S)
             with trio.move_on_after(self._check_every_s if node.answers else min(LOADED_EVERY_S, self._check_every_s)):
                 await node.wake.wait()
             node.wake = trio.Event()
+        self.forget(node.agent_id)
 
     async def _check(self, node: _Node) -> None:
         asked_at = self._now()
@@ -139,7 +143,7 @@ class Poller:
             self._silent(node, refused=False)
         else:
             first, node.answers = not node.answers, True
-            self._polled(node, asked_at, version=version, installed=installed, alive=node.alive_counts)
+            self._polled(node, asked_at, version=version, installed=installed, alive=True)
             if first:
                 await self._ask_loaded(node)
 
@@ -172,8 +176,7 @@ class Poller:
 
     def _silent(self, node: _Node, *, refused: bool) -> None:
         node.answers = False
-        if node.alive_counts:
-            self._apply(NodeSilent(agent_id=node.agent_id, refused=refused))
+        self._apply(NodeSilent(agent_id=node.agent_id, refused=refused))
 
     async def _get(self, node: _Node, path: str, kind: type[Any]) -> Any:
         """The answer as a `kind`. Raises httpx.HTTPError, _BadAnswer."""

@@ -82,7 +82,7 @@ def _add_reporting(app: QuartTrio, web: Web) -> None:
             )
         )
         if not gateway and answer.status != "pending":
-            web.poller.watch(answer.agent_id, upstream, alive_counts=False)
+            web.poller.watch(answer.agent_id, upstream)
         elif gateway:
             web.poller.forget(answer.agent_id)
         return reply(_registration_answer(web, answer, known_as=standing.known_as, gateway=gateway), _STATUS_OF[answer.status])
@@ -311,7 +311,7 @@ def _add_admission(app: QuartTrio, web: Web) -> None:
 def _approved(web: Web, agent: AgentView) -> Response:
     _order(web, agent.id, Command.APPROVE)
     if not agent.upstream.gateway:
-        web.poller.watch(agent.id, agent.upstream, alive_counts=agent.agentless)
+        web.poller.watch(agent.id, agent.upstream)
     return reply(agent_json(_agent(web, agent.id)))
 
 
@@ -324,9 +324,7 @@ def _added(web: Web, name: str, upstream: Upstream, slots: int | None) -> Respon
 
 def add_backend(web: Web, agent_id: AgentId, name: str, upstream: Upstream, slots: int | None) -> None:
     """Make a node without an agent known, and poll it. Raises RemoteError when the router declines."""
-    answer = web.driver.apply(BackendAdded(agent_id=agent_id, name=name, upstream=upstream, slots=slots, now_unix=clock.unix_ms()))
-    if answer:
-        one(answer)
+    one(web.driver.apply(BackendAdded(agent_id=agent_id, name=name, upstream=upstream, slots=slots, now_unix=clock.unix_ms())))
     web.poller.watch(agent_id, upstream)
 
 
