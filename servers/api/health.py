@@ -30,6 +30,6 @@ def add_routes(app: QuartTrio, web: Web) -> None:
 
 
 def _not_ready(why: str) -> Response:
-    response = reply({"status": "not ready", "why": why}, 503)
+    response = reply({"status": "not ready", "error": why}, 503)
     response.headers["Retry-After"] = "1"
     return response
