@@ -1,5 +1,7 @@
 """`python -m agent.simulated`: one simulated Ollama, until it is stopped. Prints one line with its URL."""
 
+import signal
+
 import click
 import trio
 
@@ -50,17 +52,20 @@ def main(
         models = chosen_models(names, group) or (guessed_model("llama3.2:3b"),)
         sim = SimulatedOllama(name=name, models=models, speed=speed, slots=slots, load_s=load_s, version=version, seed=seed)  # type: ignore[arg-type]
     try:
-        trio.run(_serve, sim, host, port)
-    except KeyboardInterrupt:
-        pass
+        sim.bind(host, port)
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {host}:{port} ({error.strerror}); give another --port") from None
+        raise click.ClickException(f"cannot listen on {host}:{port} ({error.strerror}); give another --host or --port") from None
+    trio.run(_serve, sim)
 
 
-async def _serve(sim: SimulatedOllama, host: str, port: int) -> None:
+async def _serve(sim: SimulatedOllama) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(sim.run, host, port)
-        print(f"simulated Ollama '{sim.name}' (no real model behind it) on {sim.url}", flush=True)
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            await nursery.start(sim.run)
+            print(f"simulated Ollama '{sim.name}' (no real model behind it) on {sim.url}", flush=True)
+            async for _ in signals:
+                break
+        await sim.stop()
 
 
 if __name__ == "__main__":

@@ -209,9 +209,9 @@ class _Serving:
 
     async def _catch_up(self) -> bool:
         """Send what is due. False: a fault has ended the answer."""
-        due = self._desk.tokens
-        finished = self._desk.timing is not None
-        while True:
+        while True:  # more may become due while a line is written
+            due = self._desk.tokens
+            finished = self._desk.timing is not None
             fault = self._fault
             if fault is not None and fault.kind != "stall" and fault.after_tokens == self._sent and (self._sent < due or finished):
                 self._fault = None

@@ -96,14 +96,20 @@ class SimulatedOllama:
 
     # -- life
 
+    def bind(self, host: str = "127.0.0.1", port: int = 0) -> int:
+        """Take the port, without serving yet; `run` does so too. Returns the port; raises OSError when it is taken."""
+        self.host, self.port = host, port
+        self._listen()
+        return self.port
+
     async def run(self, host: str = "127.0.0.1", port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, stopped or killed; reports its port. May be called again afterwards."""
         self.engine.restart()
         self._stopped = trio.Event()
         try:
+            if self._listening is None:
+                self.bind(host, port)
             with trio.CancelScope() as self._scope:
-                self.host, self.port = host, port
-                self._listen()
                 self._mind_port()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.engine.run)
@@ -116,7 +122,8 @@ class SimulatedOllama:
 
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["SimulatedOllama"]:
-        """Serve as long as the block runs."""
+        """Serve as long as the block runs. Raises OSError when the port is taken."""
+        self.bind(host, port)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.run, host, port)
             try:

@@ -60,7 +60,7 @@ class _Parser:
     def __init__(self) -> None:
         self.http = httptools.HttpRequestParser(self)
         self.ready: list[Request] = []
-        self.expecting: Request | None = None
+        self.expecting = False  # a head asked for leave to send its body
         self._target = b""
         self._headers: list[Header] = []
         self._head_bytes = 0
@@ -87,7 +87,7 @@ class _Parser:
         http10 = self.http.get_http_version() == "1.0"
         self._request = Request(method, self._target, self._headers, http10=http10, keep_alive=self.http.should_keep_alive())
         if self._request.fields.get(b"expect", b"").lower() == b"100-continue":
-            self.expecting = self._request
+            self.expecting = True
 
     def on_body(self, body: bytes) -> None:
         assert self._request is not None
@@ -98,7 +98,6 @@ class _Parser:
     def on_message_complete(self) -> None:
         assert self._request is not None
         self.ready.append(self._request)
-        self.expecting = None
 
 
 class Connection:
@@ -119,9 +118,9 @@ class Connection:
             try:
                 while data := await self._sock.recv(RECEIVE_BYTES):
                     parser.http.feed_data(data)
-                    if parser.expecting is not None:
+                    if parser.expecting:
                         await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-                        parser.expecting = None
+                        parser.expecting = False
                     for request in parser.ready:
                         await self._send_requests.send(request)
                     parser.ready.clear()
