@@ -36,17 +36,9 @@ DECISIONS_MAX: Final = 16
 RETRY_AFTER_MAX_S: Final = 60
 
 
-class _Raw:
-    """A decision as it was made; made readable only when somebody asks."""
-
-    __slots__ = ("after_s", "chosen", "out", "outcome", "rows")
-
-    def __init__(self, after_s: float, outcome: str, rows: list[Row], chosen: AgentId | None, out: Mapping[str, str]) -> None:
-        self.after_s = after_s
-        self.outcome = outcome
-        self.rows = rows
-        self.chosen = chosen
-        self.out = out
+_Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
+"""A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
+when somebody asks."""
 
 
 class Dispatcher:
@@ -416,7 +408,7 @@ class Dispatcher:
         out = self._registry.out(request.key)
         if request.barred:
             out = {**out, **request.barred}
-        raw = _Raw(now - request.at, outcome, rows if len(rows) <= ROWS_MAX else best_first(rows), chosen, out)
+        raw = (now - request.at, outcome, rows if len(rows) <= ROWS_MAX else best_first(rows), chosen, out)
         known = self._explained.get(request.id)
         if known is None:
             self._explained[request.id] = (request.came.model, [raw])
@@ -426,11 +418,15 @@ class Dispatcher:
             known[1].append(raw)
 
     def _readable(self, raw: _Raw) -> Decision:
-        names = self._strategy.part_names
-        candidates = []
-        for agent, score, parts in best_first(raw.rows):
-            labelled = dict(zip(names, parts, strict=False))
-            candidates.append(
-                Candidate(agent_id=agent.id, name=agent.name, score=Micros(score), parts=labelled, chosen=agent.id == raw.chosen)
+        after_s, outcome, rows, chosen, out = raw
+        candidates = [
+            Candidate(
+                agent_id=row[0].id,
+                name=row[0].name,
+                score=Micros(row[1]),
+                parts=dict(zip(self._strategy.part_names, row[2:], strict=False)),
+                chosen=row[0].id == chosen,
             )
-        return Decision(after_ms=raw.after_s * 1000, outcome=raw.outcome, candidates=candidates, out=dict(raw.out))
+            for row in best_first(rows)
+        ]
+        return Decision(after_ms=after_s * 1000, outcome=outcome, candidates=candidates, out=dict(out))

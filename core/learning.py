@@ -35,6 +35,9 @@ BATCH_SLOPE: Final = 0.15
 _PEAK_DECAY: Final = 0.05
 _JUMP_MAX: Final = 4.0
 _NS_PER_S: Final = 1_000_000_000
+_UNKNOWN_S: Final = 1e9
+_TOLERANCE: Final = 0.03
+"""Changes below this share of a value do not change rates, which are coarser than that."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,15 +67,16 @@ class Rates(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Pair:
-    """Learned about one model on one node; speeds in tokens/s."""
+    """Learned about one model on one node; speeds in tokens/s. `used`: the values that the present rates come from."""
 
-    __slots__ = ("decode", "load_s", "overhead_s", "prefill")
+    __slots__ = ("decode", "load_s", "overhead_s", "prefill", "used")
 
     def __init__(self) -> None:
         self.decode: float | None = None
         self.prefill: float | None = None
         self.load_s: float | None = None
-        self.overhead_s: float | None = None
+        self.overhead_s = _UNKNOWN_S
+        self.used = (0.0, 0.0, 0.0, 0.0)
 
 
 class _Scaled:
@@ -127,27 +131,45 @@ class Speeds:
         self._nodes.pop(agent_id, None)
 
     def learn(self, agent_id: AgentId, key: ModelKey, sample: Sample, *, size_bytes: int) -> None:
-        """One request ended well."""
+        """One request ended well. On the way of every request: what hardly changes is not spread, and rates stay as they are."""
         size = size_bytes or SIZE_DEFAULT_BYTES
-        pair = self._pairs.setdefault(agent_id, {}).setdefault(key, _Pair())
+        pairs = self._pairs.get(agent_id)
+        if pairs is None:
+            pairs = self._pairs[agent_id] = {}
+        pair = pairs.get(key)
+        if pair is None:
+            pair = pairs[key] = _Pair()
+        self._learn_pair(agent_id, pair, sample, size)
+        if sample.output_told and sample.output_tokens > 0:
+            self._learn_output(key, sample.output_tokens)
+        decode, prefill, load_s, overhead_s = pair.used
+        if (
+            _moved(decode, pair.decode)
+            or _moved(prefill, pair.prefill)
+            or _moved(load_s, pair.load_s)
+            or abs(overhead_s - pair.overhead_s) > max(overhead_s * _TOLERANCE, 0.001)
+        ):
+            pair.used = (pair.decode or 0.0, pair.prefill or 0.0, pair.load_s or 0.0, pair.overhead_s)
+            for name, value in (("decode", pair.decode), ("prefill", pair.prefill)):
+                if value is not None:
+                    self._spread(agent_id, name, value * size)
+            if pair.load_s is not None:
+                self._spread(agent_id, "load", size / max(pair.load_s - LOAD_FIXED_S, 0.1))
+            self._rates.get(agent_id, {}).pop(key, None)
+
+    def _learn_pair(self, agent_id: AgentId, pair: _Pair, sample: Sample, size: int) -> None:
         if sample.output_tokens > 0 and sample.decode_s > 0:
             pair.decode = _peak(pair.decode, min(sample.output_tokens / sample.decode_s, 1e5))
-            self._spread(agent_id, "decode", pair.decode * size)
         if sample.prompt_tokens > 0 and sample.prefill_s > 0:
             speed = min(sample.prompt_tokens / sample.prefill_s, 1e6)
             if sample.cold or speed <= 2 * self._speed(agent_id, pair.prefill, "prefill", size):
                 pair.prefill = _peak(pair.prefill, speed)
-                self._spread(agent_id, "prefill", pair.prefill * size)
         if sample.load_s is not None:
             pair.load_s = sample.load_s if pair.load_s is None else (pair.load_s + sample.load_s) / 2
-            self._spread(agent_id, "load", size / max(pair.load_s - LOAD_FIXED_S, 0.1))
         if sample.service_s is not None:
             rest = max(sample.service_s - sample.prefill_s - sample.decode_s, 0.0)
             known = pair.overhead_s
-            pair.overhead_s = rest if known is None or rest < known else known + (rest - known) * _PEAK_DECAY
-        if sample.output_told and sample.output_tokens > 0:
-            self._learn_output(key, sample.output_tokens)
-        self._rates.get(agent_id, {}).pop(key, None)
+            pair.overhead_s = rest if rest < known else known + (rest - known) * _PEAK_DECAY
 
     def _learn_output(self, key: ModelKey, tokens: int) -> None:
         mean = self._output.get(key)
@@ -188,7 +210,7 @@ class Speeds:
         return Rates(
             prefill_ns=_coarse(round(_NS_PER_S / prefill)),
             decode_ns=_coarse(round(_NS_PER_S * share / decode)),
-            overhead_us=_coarse(round((pair.overhead_s or 0.0) * MICROS_PER_S)) - 1,
+            overhead_us=0 if pair.overhead_s == _UNKNOWN_S else _coarse(round(pair.overhead_s * MICROS_PER_S)),
             load_us=_coarse(round(load_s * MICROS_PER_S)),
         )
 
@@ -200,6 +222,10 @@ def _peak(known: float | None, sample: float) -> float:
     if sample >= known:
         return min(sample, known * _JUMP_MAX)
     return known + (sample - known) * _PEAK_DECAY
+
+
+def _moved(used: float, value: float | None) -> bool:
+    return value is not None and abs(value - used) > used * _TOLERANCE
 
 
 def _coarse(value: int) -> int:

@@ -32,8 +32,8 @@ ROWS_MAX: Final = 8
 METRIC_SCALE: Final = 1000
 """`metrics` scores in thousandths, so that they are integers."""
 
-Row = tuple["Agent", int, tuple[int, ...]]
-"""Node, score, parts in the order of the strategy's `part_names`."""
+Row = tuple["Agent", int, int, int, int]
+"""Node, score, and up to three parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
 
 
 class Ask:
@@ -114,14 +114,14 @@ class LeastBusy(_Forwarding):
     """Fewest active requests."""
 
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
-        return [(node, active, (active,)) for node in nodes for active in (_active(node, load),)]
+        return [(node, active, active, 0, 0) for node in nodes for active in (_active(node, load),)]
 
 
 class RoundRobin(_Forwarding):
     """In turns: the least recently chosen."""
 
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
-        return [(node, 0, ()) for node in nodes]
+        return [(node, 0, 0, 0, 0) for node in nodes]
 
 
 class SeedMetrics(_Forwarding):
@@ -136,7 +136,7 @@ class SeedMetrics(_Forwarding):
         fresh = [node for node in nodes if node.metrics_at is not None and now - node.metrics_at <= self._fresh_s]
         scored = [node for node in nodes if node.agentless or node in fresh] if fresh else []
         if not fresh or all(node.cpu_usage > CPU_BUSY_PERCENT for node in fresh):
-            return [(node, 0, (0, 0, 0)) for node in nodes]
+            return [(node, 0, 0, 0, 0) for node in nodes]
         mean_cpu = sum(node.cpu_usage for node in fresh) / len(fresh)
         mean_memory = sum(node.memory_usage for node in fresh) / len(fresh)
         rows: list[Row] = []
@@ -144,7 +144,7 @@ class SeedMetrics(_Forwarding):
             cpu = round((mean_cpu if node.agentless else node.cpu_usage) * METRIC_SCALE)
             memory = round((mean_memory if node.agentless else node.memory_usage) * METRIC_SCALE)
             active = _active(node, load) * 10 * METRIC_SCALE
-            rows.append((node, cpu + memory + active, (cpu, memory, active)))
+            rows.append((node, cpu + memory + active, cpu, memory, active))
         return rows
 
 
@@ -175,7 +175,7 @@ class Auto(Strategy):
             cold = 0
             if inventory.loading or key not in inventory.resident or inventory.needs_reload(key, ask.options):
                 cold = _cold_us(inventory, key, ask.options, rates.load_us, now)
-            row = (node, (count + 1) * work + cold, (work, count, cold))
+            row = (node, (count + 1) * work + cold, work, count, cold)
             rows.append(row)
             if best is None or row[1] < best[1] or (row[1] == best[1] and node.last_chosen < best[0].last_chosen):
                 best = row
@@ -188,11 +188,11 @@ class Auto(Strategy):
         return self._choice(ask, best, best_open, rows, load)
 
     def _choice(self, ask: Ask, best: Row, best_open: Row | None, rows: list[Row], load: Load) -> Choice:
-        node, score, (work, _, cold) = best
+        node, score, work, _, cold = best
         # A tie between waiting and going is no reason to wait.
         if best_open is not None and best_open[1] == score:
             best = best_open
-            node, _, (work, _, cold) = best
+            node, _, work, _, cold = best
         room = best is best_open
         queued = 0 if room else max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
         patience = None if best_open is None else (best_open[1] - score - 1) // work
@@ -207,7 +207,7 @@ class Auto(Strategy):
             cold = 0
             if key is not None and key not in node.inventory.resident:
                 cold = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots).load_us
-            rows.append((node, active + cold, (0, active, cold)))
+            rows.append((node, active + cold, 0, active, cold))
         return Choice(_least(rows), room=True, rows=rows)
 
 
