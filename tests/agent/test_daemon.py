@@ -197,9 +197,9 @@ async def test_a_forgetful_coordinator_is_told_everything_again(tmp_path: Path, 
     coordinator.beats = [answer(200, {"status": "ok"}), answer(404, {"error": "unknown agent"})]
     async with living(tmp_path, monkeypatch, coordinator=coordinator, heartbeat_interval_s=1) as world:
         await until(lambda: len(world.coordinator.registered()) == 2)
-        before = len(world.coordinator.heartbeats())
-        await until(lambda: len(world.coordinator.heartbeats()) > before)
-        assert world.coordinator.heartbeats()[before].installed_models == world.ollama.installed
+        again = world.coordinator.heard.index(world.coordinator.registered()[1])
+        await until(lambda: len(world.coordinator.heard) > again + 1)
+        assert decode(world.coordinator.heard[again + 1].body, Heartbeat).installed_models == world.ollama.installed
 
 
 async def test_waiting_for_approval_and_then_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
