@@ -28,8 +28,8 @@ from agent.config import port_of
 from agent.log import LINES_MAX, LogTail
 from core.errors import ConfigError
 from core.events import Failure, Route, Upstream
-from core.units import MIB
-from edge.body import Body, BodyBudget, inspect, inspect_async, read_body
+from core.units import GIB, MIB
+from edge.body import Body, BodyBudget, read_body
 from edge.headers import error_response, request_head, response_head, safe_value, simple_response
 from edge.listener import Denied, Listener, bind
 from edge.pool import DialFailed, Pool
@@ -41,8 +41,11 @@ CREDENTIAL_HEADER: Final = b"x-ollama-router-credential"
 HOLD_BYTES: Final = 16 * MIB
 """A non-streaming answer is held until whole up to this size (contract 4)."""
 
-INSPECT_INLINE_BYTES: Final = 256 * 1024
-"""Larger bodies are looked into by a worker thread."""
+BODY_MAX_BYTES: Final = 16 * GIB
+"""The coordinator has its own, lower limit; this one only keeps the disk from filling up."""
+
+ONE_SEND_BYTES: Final = 64 * 1024
+"""Smaller bodies leave together with their head."""
 
 LINES_DEFAULT: Final = 200
 RECENT: Final = 0.2
@@ -62,7 +65,7 @@ class Gateway:
         self._tail = tail
         self._watch = Watch()
         self._pool = Pool(self._watch)
-        self._budget = BodyBudget()
+        self._budget = BodyBudget(max_body_bytes=BODY_MAX_BYTES)
         self._serials = itertools.count()
         self._in_flight: dict[int, str] = {}
         self._sockets: list[socket.socket] = []
@@ -90,7 +93,7 @@ class Gateway:
         listener = Listener(
             gate=self._gate,
             proxy=self,
-            web=cast(WebPass, _Others(self)),
+            web=cast(WebPass, _Others(self)),  # all that the listener asks of it is `serve`
             watch=self._watch,
             new_id=_new_id,
             report=lambda error: self._log.error("a request failed inside the gateway", exc_info=error),
@@ -136,13 +139,12 @@ class Gateway:
 
     async def _forward(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str) -> None:
         began = time.monotonic()
-        stream = await _streams(head, route, body)
         upstream: UpstreamConnection | None = None
         failed: Failed | None = None
         with trio.CancelScope() as scope:
             conn.begin(scope)
             try:
-                upstream, opened = await self._open(conn, head, route, body, request_id, stream)
+                upstream, opened = await self._open(conn, head, route, body, request_id)
                 if isinstance(opened, Failed):
                     failed = opened
                 else:
@@ -164,7 +166,7 @@ class Gateway:
             await self._tell(conn, failed, request_id)
 
     async def _open(
-        self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str, stream: bool
+        self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str
     ) -> tuple[UpstreamConnection | None, Good | Failed]:
         """Send the request to Ollama and read the beginning of its answer. A stale kept connection is replaced once."""
         data = request_head(head, self._upstream, request_id=request_id, body_length=body.length, client_host=conn.peer_host)
@@ -175,7 +177,7 @@ class Gateway:
             except DialFailed as error:
                 return None, Failed(failure=Failure.REFUSED, text=f"Ollama cannot be reached: {error}")
             try:
-                opened = await self._exchange(upstream, data, body, route, stream)
+                opened = await self._exchange(upstream, data, body, route)
             except BaseException:
                 upstream.close()
                 raise
@@ -186,13 +188,16 @@ class Gateway:
             upstream.close()
             upstream = None
 
-    async def _exchange(self, upstream: UpstreamConnection, data: bytes, body: Body, route: Route, stream: bool) -> Good | Failed:
+    async def _exchange(self, upstream: UpstreamConnection, data: bytes, body: Body, route: Route) -> Good | Failed:
         try:
-            await upstream.send(data)
-            await body.send_to(upstream)
+            if body.data is not None and body.length <= ONE_SEND_BYTES:
+                await upstream.send(data + body.data)
+            else:
+                await upstream.send(data)
+                await body.send_to(upstream)
         except UpstreamCut as error:
             return Failed(failure=Failure.NOT_TAKEN, text=str(error))
-        return await open_answer(upstream, route=route, stream=stream, hold_bytes=HOLD_BYTES)
+        return await open_answer(upstream, route=route, stream=route.streams_by_default, hold_bytes=HOLD_BYTES)
 
     async def _tell(self, conn: ClientConnection, failed: Failed, request_id: str) -> None:
         """Ollama's own words where it has any, else which failure it was."""
@@ -202,9 +207,13 @@ class Gateway:
             head = response_head(kept.head, framing=kept.framing, keep_alive=not conn.must_close, extra=extra)
             await conn.send(head + kept.framed())
             return
-        extra.append((FAILURE_HEADER, failed.failure.value.encode()))
+        status = 502
+        if failed.failure is Failure.ANSWERED:  # an error too long to be held: its beginning is in the text
+            status = failed.status
+        else:
+            extra.append((FAILURE_HEADER, failed.failure.value.encode()))
         text = failed.text or "Ollama failed before it answered"
-        await conn.send(simple_response(502, msgspec.json.encode({"error": text}), extra=extra, keep_alive=not conn.must_close))
+        await conn.send(simple_response(status, msgspec.json.encode({"error": text}), extra=extra, keep_alive=not conn.must_close))
 
     def _took(self, ms: float) -> None:
         before = self.average_response_time_ms
@@ -297,16 +306,6 @@ class _Others:
             await conn.send(b"%x\r\n%b\r\n" % (len(piece), piece) if framing == "chunked" else piece)
         if framing == "chunked":
             await conn.send(b"0\r\n\r\n")
-
-
-async def _streams(head: RequestHead, route: Route, body: Body) -> bool:
-    """Whether the caller asked for a stream."""
-    if route is Route.V1_MODEL:
-        return False
-    content_type = head.fields.get(b"content-type", b"")
-    if body.data is not None and len(body.data) <= INSPECT_INLINE_BYTES:
-        return inspect(route, body.data, content_type=content_type).stream
-    return (await inspect_async(route, body, content_type=content_type)).stream
 
 
 def _id_of(head: RequestHead) -> str:

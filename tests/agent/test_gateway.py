@@ -267,6 +267,29 @@ async def test_a_failure_before_the_first_byte_is_a_502_that_says_which(handler:
         assert setup.gateway.in_flight() == ()
 
 
+async def test_an_endless_error_keeps_its_status() -> None:
+    async with gateway_for(saying(b"HTTP/1.1 500 Oh\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 2_000_000)) as setup:
+        raw = await setup.chat()
+        assert raw.status == 500
+        assert "x-ollama-router-failure" not in raw.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "failure"),
+    [
+        (b'{"model":"","created_at":"0001-01-01T00:00:00Z","message":{"role":"","content":""},"done":false}', "blank"),
+        (b'{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"hi"},"done":false}', None),
+    ],
+)
+async def test_a_whole_answer_that_failed_is_left_to_the_coordinator(body: bytes, failure: str | None) -> None:
+    async with gateway_for(saying(answer(200, body))) as setup:
+        raw = await setup.chat(b'{"model":"m","stream":false}')
+        if failure is None:
+            assert (raw.status, raw.body) == (200, body)
+        else:
+            assert (raw.status, raw.headers["x-ollama-router-failure"]) == (502, failure)
+
+
 async def test_a_cut_is_told_in_band_and_has_no_last_chunk() -> None:
     async with gateway_for(saying(STREAM_HEAD, chunk(line("one")), chunk(line("two")), close=True)) as setup:
         raw = await setup.chat()
