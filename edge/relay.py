@@ -142,8 +142,13 @@ async def _open_error(conn: UpstreamConnection, head: ResponseHead) -> Failed:
     if not whole:
         conn.close()
         return Failed(failure=Failure.ANSWERED, status=head.status, text=text)
-    head.content_length = len(body)
-    return Failed(failure=Failure.ANSWERED, status=head.status, text=text, kept=Kept(head=head, body=body, text=text))
+    return Failed(failure=Failure.ANSWERED, status=head.status, text=text, kept=_kept(head, body, text))
+
+
+def _kept(head: ResponseHead, body: bytes, text: str) -> Kept:
+    """With a head of its own: the node's may be shared with other answers."""
+    own = ResponseHead(head.status, head.reason, head.headers, head.fields, "length", len(body), head.keeps)
+    return Kept(head=own, body=body, text=text)
 
 
 async def _open_stream(conn: UpstreamConnection, head: ResponseHead, *, sse: bool) -> Good | Failed:
@@ -160,10 +165,7 @@ async def _open_whole(conn: UpstreamConnection, head: ResponseHead, route: Route
     fault = whole_fault(route, body) if head.status == 200 else None
     if fault is None:
         return Good(head=head, first=body, whole=True)
-    kept = None
-    if fault.failure is Failure.INCOMPLETE:
-        head.content_length = len(body)
-        kept = Kept(head=head, body=body, text=fault.text)
+    kept = _kept(head, body, fault.text) if fault.failure is Failure.INCOMPLETE else None
     text = fault.text + (" (a stream was asked for)" if stream else "")
     return Failed(failure=fault.failure, status=head.status, text=text, repeat_guard=fault.repeat_guard, kept=kept)
 

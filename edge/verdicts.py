@@ -26,8 +26,9 @@ REPEATS: Final = 30
 """The repeat guard lets 31 equal tokens pass, 30 if they are white space."""
 REPEAT_MAX_CHARS: Final = 64
 
+_DONE: Final = b"data: [DONE]"
 _SSE_ENDS: Final = (
-    b"data: [DONE]",
+    _DONE,
     b"event: message_stop",
     b"event: response.completed",
     b"event: response.incomplete",
@@ -177,6 +178,8 @@ class StreamJudge:
         lines = [line for line in (self._before + self._held).split(b"\n") if line and not line.isspace()][-4:]
         if not any(line.startswith(_SSE_ENDS) for line in lines):
             return _IMPROPER
+        if not self._fresh and lines[-1].rstrip() != _DONE:
+            return _IMPROPER  # an event counts when it is whole
         if not any(line.startswith(_SSE_ERRORS) for line in lines):
             return StreamEnd(proper=True, error=None)
         message = _MESSAGE.search(b"\n".join(lines))
