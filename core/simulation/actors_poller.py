@@ -4,6 +4,7 @@ Decides when to ask, never what an answer means. Invariants: `/api/ps` is never 
 arrive late or never, and one that was asked for by an earlier coordinator reaches nobody.
 """
 
+from collections.abc import Container
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +41,12 @@ class Poller:
         for node in self._nodes:
             node.stop()
 
+    def restore(self, known: Container[AgentId]) -> None:
+        """An admin adds those again that were deleted: unlike agents they do not come back by themselves."""
+        for node in self._nodes:
+            if node.id not in known:
+                self._by_id[node.start()] = node
+
     def _probe(self, agent_id: AgentId) -> None:
         if (node := self._by_id.get(agent_id)) is not None:
             node.wake()
@@ -55,17 +62,17 @@ class _Polled:
         self._limit = Alarm(self._stage, self._no_answer)
         self._answers = self._checking = False
         self._checked_at = 0.0
-        self._id = AgentId("")
+        self.id = AgentId("")
 
     def start(self) -> AgentId:
         index = self._machine.index
-        self._id = self._shell.new_agent_id()
-        self._shell.ids[index] = self._id
+        self.id = self._shell.new_agent_id()
+        self._shell.ids[index] = self.id
         upstream = Upstream(host=f"node-{index}", port=11434)
         self._answers = self._checking = False
-        self._shell.apply(BackendAdded(agent_id=self._id, name=f"node-{index}", upstream=upstream, now_unix=self._shell.unix_ms()))
+        self._shell.apply(BackendAdded(agent_id=self.id, name=f"node-{index}", upstream=upstream, now_unix=self._shell.unix_ms()))
         self._check(self._stage.now)
-        return self._id
+        return self.id
 
     def stop(self) -> None:
         for alarm in (self._check_alarm, self._loaded_alarm, self._limit):
@@ -123,7 +130,7 @@ class _Polled:
             self._tell(asked_at, loaded=rows, alive=False)
 
     def _tell(self, asked_at: Instant, **parts: Any) -> None:
-        self._shell.apply(NodePolled(agent_id=self._id, now_unix=self._shell.unix_ms(), asked_at=asked_at, **parts))
+        self._shell.apply(NodePolled(agent_id=self.id, now_unix=self._shell.unix_ms(), asked_at=asked_at, **parts))
 
     def _refused(self, generation: int) -> None:
         if self._shell.up and generation == self._shell.generation:
@@ -135,7 +142,7 @@ class _Polled:
     def _silent(self, *, refused: bool) -> None:
         self._answers = False
         self._done(min(LOADED_EVERY_S, self._stage.options.check_s))
-        self._shell.apply(NodeSilent(agent_id=self._id, refused=refused))
+        self._shell.apply(NodeSilent(agent_id=self.id, refused=refused))
 
     def _done(self, again_s: float) -> None:
         self._checking = False

@@ -11,7 +11,8 @@ R5   Nobody is sent to an agent that is silent, out, pending, ill, without the m
 R6   A message older than what was taken already changes nothing. M3: nor does a copy.
 R7   Leases per agent are what the router shows as in flight.
 R8   A lease ends at the latest `lease_ttl_s` after it was renewed last.
-R11  The waiting line is bounded, a wait ends in time, and within one client and model nobody is overtaken who was never tried.
+R11  The waiting line is bounded for those who come, a wait ends in time, and where one node alone holds a model nobody who was never
+     tried is overtaken by a later request of the same client for it (with more nodes, the later one may rightly go elsewhere).
 R12  Nobody waits for long beside an idle node that has the model in memory.
 R13  After a tick the next deadline lies ahead, and a second tick at the same instant has nothing to do.
 R14  Each effect names somebody known and is an answer that was due; each agent's call is answered once.
@@ -88,7 +89,6 @@ class Request(msgspec.Struct, gc=False):
     renewed_at: float = 0.0
     waiting_since: float = 0.0
     first: bool = False
-    cut: bool = False
     attempts: int = 0
     costly: int = 0
     tried: tuple[AgentId, ...] = ()
@@ -129,7 +129,7 @@ class Checkers:
         if isinstance(event, HeartbeatCame) and (stale := self.book.stale(event)) is not None:
             due = self._router.next_deadline()
             if due is None or due > now:
-                self._stale = (stale, self._router.agent(stale), self._router.statistics())
+                self._stale = (stale, self._shown(stale), self._router.statistics())
 
     def after(self, event: Event | None, effects: Sequence[Effect], *, now: Instant) -> None:
         """Judge one call of the router."""
@@ -226,17 +226,17 @@ class Checkers:
             case Wait(request_id=request_id):
                 request = self._named(effect, request_id, Stand.NEW, Stand.BETWEEN, Stand.WAITING)
                 _demand(not request.first, "R4", f"{request_id} is to wait after its first byte")
+                new = request.stand is Stand.NEW
                 self._stand(request, Stand.WAITING, now)
-                self._line_bounded(request)
+                if new:  # one that comes back is always let in
+                    self._line_bounded(request)
             case Refuse(request_id=request_id) | PassOn(request_id=request_id):
                 request = self._named(effect, request_id, Stand.NEW, Stand.BETWEEN, Stand.WAITING)
                 _demand(not request.first, "R4", f"{request_id} is given another answer after its first byte")
                 _demand(isinstance(effect, Refuse) or request.attempts > 0, "R14", f"{request_id} has no node's answer to pass on")
                 self._stand(request, Stand.TOLD, now)
             case Cut(request_id=request_id):
-                request = self._named(effect, request_id, Stand.LEASED)
-                _demand(not request.cut, "R14", f"{request_id} is cut twice")
-                request.cut = True
+                self._named(effect, request_id, Stand.LEASED)
             case Record():
                 self._recorded(effect, event, now)
             case Registered(agent_id=agent_id) | Accepted(agent_id=agent_id) | Probe(agent_id=agent_id):
@@ -258,7 +258,7 @@ class Checkers:
         request = self._named(effect, effect.request_id, Stand.NEW, Stand.BETWEEN, Stand.WAITING)
         name, agent_id = effect.request_id, lease.agent_id
         _demand(not request.first, "R4", f"{name} is sent to {agent_id} after its first byte")
-        forbidden = self.book.forbids(agent_id, request.key if request.came.model is not None else None, now=now)
+        forbidden = self.book.forbids(agent_id, request.key, capped=_ordinary(request) and request.key is not None, now=now)
         _demand(not forbidden, "R5", f"{name} is sent to {agent_id}, which {forbidden}")
         _demand(request.costly <= self._config.retries_budgeted, "R3", f"{name} is tried again after {request.costly} costly failures")
         if agent_id in request.tried:
@@ -269,7 +269,7 @@ class Checkers:
         self._stand(request, Stand.LEASED, now)
         request.attempts += 1
         _demand(lease.attempt == request.attempts, "R3", f"{name}: attempt {request.attempts} is called {lease.attempt}")
-        request.agent, request.renewed_at, request.cut = agent_id, now, False
+        request.agent, request.renewed_at = agent_id, now
         request.tried = (*request.tried, agent_id)
         self.book.agents[agent_id].leases += 1
         self.last_agent = agent_id
@@ -279,7 +279,7 @@ class Checkers:
 
     def _nobody_overtaken(self, request: Request) -> None:
         line = self._waiting.get(request.came.client)
-        if not line or not _ordinary(request):
+        if not line or not _ordinary(request) or not self.book.only_holder(request.key):
             return
         for other in line.values():
             if other is request:
@@ -354,8 +354,15 @@ class Checkers:
         agent_id, view, statistics = self._stale
         told = [effect for effect in effects if isinstance(effect, Forward | Wait | Refuse | PassOn | Cut)]
         _demand(not told, "R6", f"an old message of {agent_id} caused {told}")
-        _demand(self._router.agent(agent_id) == view, "R6", f"an old message of {agent_id} changed it")
+        _demand(self._shown(agent_id) == view, "R6", f"an old message of {agent_id} changed it")
         _demand(self._router.statistics() == statistics, "R6", f"an old message of {agent_id} changed what is in flight or waits")
+
+    def _shown(self, agent_id: AgentId) -> object:
+        """The agent as it is shown, without what only counts down."""
+        view = self._router.agent(agent_id)
+        if view is None:
+            return None
+        return msgspec.structs.replace(view, ejections=[msgspec.structs.replace(ejection, until_s=0.0) for ejection in view.ejections])
 
     # ------------------------------------------------------------ what it shows
 

@@ -33,7 +33,7 @@ class Agent:
     """One agent as the messages show it."""
 
     __slots__ = (
-        "agentless", "boot", "cap", "heard_at", "id", "installed", "leases", "loaded", "out", "pending", "reported", "sequence",
+        "agentless", "boot", "cap", "heard_at", "id", "installed", "leases", "leaving", "loaded", "out", "pending", "reported", "sequence",
         "troubled_at", "well",
     )  # fmt: skip
 
@@ -46,6 +46,8 @@ class Agent:
         """Its last word was that it can serve."""
         self.out = False
         """Drained or disconnected: nothing new."""
+        self.leaving = False
+        """It said itself that it wants nothing new."""
         self.pending = False
         self.installed: dict[ModelKey, None] | None = None
         self.loaded: dict[ModelKey, None] = {}
@@ -75,14 +77,14 @@ class AgentBook:
                 return agent.id
         return None
 
-    def forbids(self, agent_id: AgentId, key: ModelKey | None, *, now: Instant) -> str:
-        """Why nobody may be sent there now (R5, R15); "" when one may."""
+    def forbids(self, agent_id: AgentId, key: ModelKey | None, *, capped: bool = True, now: Instant) -> str:
+        """Why nobody may be sent there now (R5, R15); "" when one may. `capped`: the agent's cap counts (not for a mere load)."""
         agent = self.agents.get(agent_id)
         if agent is None:
             return "is not known"
         if agent.pending:
             return "waits for approval"
-        if agent.out:
+        if agent.out or agent.leaving:
             return "was ordered to take nothing new"
         if not agent.well:
             return "cannot serve by its last word"
@@ -90,7 +92,7 @@ class AgentBook:
             return f"was not heard for {now - agent.heard_at:.3f} s"
         if agent.installed is None or (key is not None and key not in agent.installed):
             return "does not hold the model"
-        if agent.cap is not None and agent.leases >= agent.cap:
+        if capped and agent.cap is not None and agent.leases >= agent.cap:
             return f"may have {agent.cap} in flight at most and has them"
         return ""
 
@@ -101,6 +103,10 @@ class AgentBook:
             and now - agent.heard_at < self._timeout_s / 2
             and not self.forbids(agent.id, key, now=now)
         )
+
+    def only_holder(self, key: ModelKey | None) -> bool:
+        """Whether one agent at most holds the model."""
+        return sum(agent.installed is not None and key in agent.installed for agent in self.agents.values()) <= 1
 
     def take(self, event: object, effects: Sequence[Effect], *, now: Instant) -> None:
         """Learn from what the router was told and what it answered."""
@@ -149,7 +155,7 @@ class AgentBook:
     def _beat(self, event: HeartbeatCame, now: Instant) -> None:
         beat = event.heartbeat
         agent = self.agents.get(AgentId(beat.agent_id))
-        if agent is None or (beat.boot, beat.sequence) <= (agent.boot, agent.sequence):
+        if agent is None or agent.pending or (beat.boot, beat.sequence) <= (agent.boot, agent.sequence):
             return
         if now - agent.heard_at > self._timeout_s / 2:
             agent.troubled_at = now
@@ -160,7 +166,7 @@ class AgentBook:
         if beat.loaded_models is not None:
             agent.loaded = _keys(beat.loaded_models)
         agent.reported = beat.active_requests
-        agent.out = agent.out or beat.draining
+        agent.leaving = beat.draining
         well = beat.ollama_ok and agent.installed is not None
         if well is not agent.well:
             agent.troubled_at = now
@@ -191,7 +197,7 @@ class AgentBook:
             agent.boot = boot
         elif boot > agent.boot:
             agent.boot, agent.sequence = boot, 0
-            agent.well = agent.out = False
+            agent.well = agent.out = agent.leaving = False
         agent.pending = answer.status == "pending"
         agent.heard_at = agent.troubled_at = now
 
@@ -204,7 +210,7 @@ class AgentBook:
             case Command.DRAIN | Command.DISCONNECT | Command.DISCONNECT_NOW:
                 agent.out = True
             case Command.CONNECT:
-                agent.out = False
+                agent.out = agent.leaving = False
             case Command.APPROVE:
                 agent.pending = False
             case Command.DELETE:

@@ -336,6 +336,7 @@ class World:
                 machine.hold(name, True)
             machine.load = Load(cpu_usage=10.0, memory_usage=20.0)
             self.do(script.Configure(node=machine.index))
+        self.poller.restore(self.checkers.book.agents)
         self._judge()
 
     def _judge(self) -> None:
