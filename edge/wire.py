@@ -108,6 +108,7 @@ class ClientConnection(WatchedSocket):
         "_left",
         "_limits",
         "_patience",
+        "_read_by",
         "_remaining",
         "_scope",
         "_streak",
@@ -141,6 +142,7 @@ class ClientConnection(WatchedSocket):
         self._backlog = bytearray()
         self._flushing = False
         self._drained: trio.Event | None = None
+        self._read_by = NEVER
         self._write_by = NEVER
         self._streak = 0
         super().__init__(sock, watch)
@@ -168,6 +170,8 @@ class ClientConnection(WatchedSocket):
                 self.waits = False
             if not data:
                 return None
+        else:
+            await checkpoint()  # a client that sends many requests at once gets one turn for each
         self._patience = self._limits.head_s
         looked = 0
         while True:
@@ -277,10 +281,12 @@ class ClientConnection(WatchedSocket):
         watch = self.watch
         began = watch.now
         while not self.readable:
-            self.deadline = min(self._write_by, began + self._patience)
+            self._read_by = began + self._patience
+            self.deadline = min(self._read_by, self._write_by)
             try:
                 await self.park()
             finally:
+                self._read_by = NEVER
                 self.deadline = self._write_by
             if self.timed_out:
                 self.must_close = True
@@ -339,14 +345,17 @@ class ClientConnection(WatchedSocket):
         try:
             while backlog and not self.closed:
                 self._write_by = self.watch.now + self._limits.write_s
-                self.deadline = min(self.deadline, self._write_by)
+                self.deadline = min(self._read_by, self._write_by)
                 try:
                     await wait_writable(self.fd)
                     sent = self.sock.send(backlog)
                 except BlockingIOError:
                     continue
-                except (OSError, trio.ClosedResourceError):
-                    self._lose()
+                except trio.ClosedResourceError:  # woken: to look whether there is still somebody to send to
+                    if self.gone:
+                        return
+                    continue
+                except OSError:
                     return
                 del backlog[:sent]
                 if len(backlog) < BACKLOG_MAX_BYTES // 2:
@@ -354,7 +363,10 @@ class ClientConnection(WatchedSocket):
         finally:
             self._flushing = False
             self._write_by = NEVER
-            backlog.clear()
+            self.deadline = self._read_by
+            if backlog:
+                backlog.clear()
+                self._lose()
             self._tell_drained()
 
     def _tell_drained(self) -> None:
@@ -400,6 +412,7 @@ class ClientConnection(WatchedSocket):
         self.gone = self.must_close = True
         if self._scope is not None:
             self._scope.cancel()
+        self._tell_drained()
 
     # ------------------------------------------------------------ closing
 
@@ -415,6 +428,7 @@ class ClientConnection(WatchedSocket):
             if not self.gone:
                 await self.flush()
                 self.sock.shutdown(socket.SHUT_WR)
+                self._patience = LINGER_S
                 with trio.move_on_after(LINGER_S):
                     while await self._receive(RECEIVE_BYTES, ""):
                         pass
