@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 
+from agent.simulated.models import guessed_model
 from agent.simulated.server import SimulatedOllama
 from tests.fleet.fleet import Fleet, Tap, open_fleet, serving
 
@@ -53,13 +54,12 @@ class Sides:
     fleet: Fleet
 
     async def compare(self, call: Callable[[str], Awaitable[Any]]) -> Any:
-        """`call(base URL)` on both sides; asserts equal results and equal bytes at the node. Returns the routed result."""
+        """`call(base URL)` on both sides; asserts equal results, and equal bytes of what reached the node. Returns the routed result."""
         direct = settled(await call(f"http://127.0.0.1:{self.direct.port}"))
-        self.routed.bodies.clear()
         routed = await call(self.fleet.url)
         assert settled(routed) == direct
-        asked = [body for body in self.routed.bodies if body in self.direct.bodies]
-        assert asked == self.direct.bodies, "the request's bytes were changed on the way"
+        if self.routed.bodies:  # what the router answers itself reaches no node
+            assert self.routed.bodies == self.direct.bodies, "the request's bytes were changed on the way"
         return routed
 
     async def compare_in_thread(self, call: Callable[[str], Any]) -> Any:
@@ -74,7 +74,7 @@ class Sides:
 @asynccontextmanager
 async def open_sides() -> AsyncIterator[Sides]:
     """A quick node with models of every kind, on both sides."""
-    models = (CHAT, THINKER, VISION, EMBED)
+    models = [guessed_model(name, modified_at=f"2026-01-01T00:00:0{age}Z") for age, name in enumerate((CHAT, THINKER, VISION, EMBED))]
     quick: dict[str, Any] = {"slots": 4, "load_s": 0.01, "decode_tokens_s": 2000.0, "prefill_tokens_s": 1e6}
     node = SimulatedOllama(models=models, prompt_cache=False, max_loaded=4, **quick)
     async with node.serve():

@@ -51,11 +51,11 @@ async def test_chat_with_the_async_client(sides: Sides, given: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("given", [{"input": "one"}, {"input": ["one", "two"]}], ids=["one", "two"])
-@pytest.mark.parametrize("encoding", ["float", "base64"])
-async def test_embeddings(sides: Sides, given: dict[str, Any], encoding: Any) -> None:
+@pytest.mark.parametrize("form", [{}, {"encoding_format": "float"}], ids=["base64", "float"])
+async def test_embeddings(sides: Sides, given: dict[str, Any], form: dict[str, Any]) -> None:
     def call(url: str) -> Any:
         with blocking(url) as client:
-            return client.embeddings.create(model=EMBED, encoding_format=encoding, **given)
+            return client.embeddings.create(model=EMBED, **given, **form)
 
     assert (await sides.compare_in_thread(call)).data[0].embedding
 

@@ -251,7 +251,7 @@ def long_request(entry: Any) -> bool:
 
 # ---------------------------------------------------------------- all kinds of failure, one after another
 
-BEFORE_THE_FIRST_BYTE = ["refuse", "close", "reset", "garbage", "empty", "blank", "html"]
+BEFORE_THE_FIRST_BYTE = ["refuse", "close", "reset", "garbage", "empty"]
 
 
 @pytest.mark.parametrize("kind", BEFORE_THE_FIRST_BYTE)
@@ -265,6 +265,17 @@ async def test_what_fails_before_the_first_byte_is_tried_elsewhere(kind: Any) ->
             await many(12, 2, lambda number: heard.ask(fleet, number))
             await fleet.wait_settled()
     assert (heard.whole, heard.wrong) == (12, [])
+
+
+async def test_a_whole_answer_made_of_nothing_is_tried_elsewhere() -> None:
+    sick, well = quick_node("sick"), quick_node("well")
+    async with sick.serve(), well.serve(), open_fleet(named([sick, well]), LOAD_BALANCER_MODE="round-robin") as fleet:
+        sick.faults.add(Fault(kind="blank"))
+        for number in range(8):
+            answer = await fleet.ask("POST", "/api/chat", question(number, stream=False))
+            assert (answer.status, answer.json()["done"]) == (200, True)
+            assert not answer.json()["created_at"].startswith("0001")
+    assert any(entry.fault for entry in sick.log)
 
 
 @pytest.mark.parametrize("kind", ["close", "reset", "cut", "end", "error", "malformed"])

@@ -2,6 +2,7 @@
 
 import trio
 
+from tests.fleet.fleet import open_fleet, serving
 from tests.fleet.rawhttp import RawServer, parse_answer, raw_request
 from tests.fleet.recorded import Exchange, Player, difference, load, questions
 
@@ -34,3 +35,14 @@ async def test_the_judge_finds_what_ollama_hides(nursery: trio.Nursery) -> None:
     faults = await ask_all(port, tapes)
     assert len(faults) == HIDDEN_FAILURES, "\n".join(faults)
     nursery.cancel_scope.cancel()
+
+
+async def test_everything_passes_as_it_was_recorded_and_what_ollama_hid_is_told() -> None:
+    tapes = load()
+    player = Player(tapes)
+    node = RawServer(player.handle)
+    async with serving(node), open_fleet({"player;slots=8": node.port}) as fleet:
+        faults = await ask_all(fleet.port, tapes)
+        await fleet.wait_settled()
+    assert faults == []
+    assert player.asked >= QUESTIONS - 10, "the router answered for the node"
