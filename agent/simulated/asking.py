@@ -24,6 +24,7 @@ FLOATS: Final = ("top_p", "min_p", "typical_p", "temperature", "repeat_penalty",
 UNITS_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION_PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
 IMAGE_TOKENS: Final = 256
+LEAST_CONTEXT: Final = 4
 CONVERSATION_CHARACTERS: Final = 200
 """Prompts that start with so many equal characters count as one conversation for the prompt cache."""
 
@@ -126,7 +127,7 @@ def checked_options(options: dict[str, Any]) -> dict[str, Any]:
         if name in INTEGERS:
             if not number:
                 raise Refusal(500, f'option "{name}" must be of type integer')
-            out[name] = int(value)
+            out[name] = max(LEAST_CONTEXT, int(value)) if name == "num_ctx" else int(value)
         elif name in FLOATS:
             if not number:
                 raise Refusal(500, f'option "{name}" must be of type float32')

@@ -7,12 +7,16 @@ Invariant: no body, however deep or broken, raises anything but `Refusal`.
 """
 
 import json
+import math
 import re
 from typing import Any, Final
 
 DEPTH_LIMIT: Final = 10_000
 SAFE_DEPTH: Final = 200
 """Nothing that Ollama has a field for lies deeper; what does is read as null, so that reading never recurses far."""
+
+LONG_NUMBER: Final = 300
+"""Digits; Python refuses to read integers of thousands of them."""
 
 FOLDED: Final = {0x17F: "s", 0x212A: "k"}
 """The two characters outside ASCII that fold to an ASCII letter."""
@@ -113,7 +117,7 @@ def first_value(body: bytes) -> Any:
         raise Refusal(400, "invalid character 'ï' looking for beginning of value")
     if text.count("[") + text.count("{") > SAFE_DEPTH:
         text = _flattened(text)
-    decoder = json.JSONDecoder(object_pairs_hook=Pairs, parse_constant=_no_constant)
+    decoder = json.JSONDecoder(object_pairs_hook=Pairs, parse_constant=_no_constant, parse_float=_number, parse_int=_integer)
     try:
         value, _ = decoder.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -129,6 +133,17 @@ class _NoConstant(Exception):
 
 def _no_constant(name: str) -> None:
     raise _NoConstant(name)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise Refusal(400, f"json: cannot unmarshal number {text} into Go value of type float64")
+    return value
+
+
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) <= LONG_NUMBER else _number(text)
 
 
 def _flattened(text: str) -> str:

@@ -8,7 +8,7 @@ import math
 import posixpath
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import trio
 
@@ -62,6 +62,8 @@ PREFLIGHT: Final[tuple[Header, ...]] = (
 )
 LOCAL_ORIGINS: Final = ("localhost", "127.0.0.1", "0.0.0.0")
 APP_ORIGINS: Final = ("app://", "file://", "tauri://", "vscode-webview://", "vscode-file://")
+LANS: Final = tuple(ipaddress.ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+"""What Go calls private."""
 LOCAL_SUFFIXES: Final = (".localhost", ".local", ".internal")
 
 
@@ -74,28 +76,22 @@ def methods_of(path: str) -> tuple[str, ...]:
 
 def host_allowed(host: str) -> bool:
     """The guard against DNS rebinding of a server that listens on loopback."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if not name or name == "localhost" or name.endswith(LOCAL_SUFFIXES):
-        return True
     try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if not name or name == "localhost" or name.endswith(LOCAL_SUFFIXES):
+            return True
         address = ipaddress.ip_address(name)
     except ValueError:
         return False
-    return (
-        address.is_loopback
-        or address.is_unspecified
-        or (address.is_private and not address.is_reserved and name.count(".") == 3 and _lan(name))
-    )
-
-
-def _lan(name: str) -> bool:
-    """Private as Go sees it: the three old ranges only."""
-    return any(ipaddress.ip_address(name) in ipaddress.ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+    return address.is_loopback or address.is_unspecified or any(address in lan for lan in LANS if lan.version == address.version)
 
 
 def origin_allowed(origin: str) -> bool:
     """The origins that Ollama allows by default."""
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     return origin.startswith(APP_ORIGINS) or (parts.scheme in ("http", "https") and parts.hostname in LOCAL_ORIGINS)
 
 
@@ -106,6 +102,7 @@ class Routes:
         self, models: dict[tuple[str, ...], SimulatedModel], engine: Engine, *, version: str, check_host: bool, wall: Wall
     ) -> None:
         self._models = models
+        self._ever = dict(models)  # a deleted model may still be loaded
         self._engine = engine
         self._version = version
         self._check_host = check_host
@@ -145,6 +142,7 @@ class Routes:
         elif clean != request.path and methods_of(clean):
             slash_only = request.path == clean + "/"
             status, words = (301, "Moved Permanently") if slash_only and request.method == "GET" else (307, "Temporary Redirect")
+            clean = quote(clean)
             body = f'<a href="{clean}">{words}</a>.\n\n'.encode()
             await reply.whole(status, body, HTML_TYPE, [(b"Location", clean.encode())])
         else:
@@ -190,7 +188,7 @@ class Routes:
             left_s = FOR_EVER_S if math.isinf(row.expires_at) else row.expires_at - now
             rows.append(
                 native.ps_row(
-                    self._models[tuple(part.lower() for part in parse_name(row.model))],
+                    self._ever[tuple(part.lower() for part in parse_name(row.model))],
                     size_bytes=row.size_bytes,
                     in_memory_bytes=row.in_memory_bytes,
                     context=row.context,

@@ -314,6 +314,22 @@ async def test_connections_are_kept_pipelined_expecting_and_old() -> None:
         assert (await ask(sim.port, "POST", "/api/experimental/web_fetch", {})).status == 403
 
 
+async def test_strange_hosts_origins_and_numbers_do_no_harm() -> None:
+    async with node().serve() as sim:
+        for host in ("[::1", "[fd00::1]:1", "8.8.8.8", "evil.example", "10.1.2.3"):
+            status = (await ask(sim.port, "GET", "/api/version", headers={"Host": host})).status
+            assert status == (200 if host in ("[fd00::1]:1", "10.1.2.3") else 403)
+        for origin in ("http://[::1", "null"):
+            assert (await ask(sim.port, "GET", "/api/version", headers={"Origin": origin})).status == 403
+        for options in ({"num_predict": 0}, {"num_ctx": -7, "num_predict": 1}, {"seed": 10**200, "num_predict": 1}, {"stop": [5]}):
+            answer = await ask(sim.port, "POST", "/api/generate", generate(1, options=options))
+            assert answer.lines()[-1]["done"] is True
+        await ask(sim.port, "POST", "/api/generate", {"model": MODEL})
+        await ask(sim.port, "DELETE", "/api/delete", {"model": MODEL})
+        assert (await ask(sim.port, "GET", "/api/ps")).json()["models"][0]["name"] == MODEL  # deleted, and still loaded
+        assert (await ask(sim.port, "GET", "//v1/models/a%0d%0aX:b")).headers["location"] == "/v1/models/a%0D%0AX%3Ab"
+
+
 async def test_a_stopped_node_closes_everything_and_starts_again_empty() -> None:
     sim = node(decode_tokens_s=50.0)
     async with trio.open_nursery() as nursery:
