@@ -7,6 +7,7 @@ Invariants: no list has two rows for one model; the order in which nodes are giv
 a node sent, untouched.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -58,7 +59,10 @@ def merged_tags(nodes: Sequence[NodeInventory], *, cloud: bool = False) -> list[
     chosen = []
     for key, held in _holders(nodes).items():
         digest = _canonical(held)
-        row, at = max(((row, _micros(row.get("modified_at"))) for _, row in held if _digest(row) == digest), key=lambda found: found[1])
+        row, at = held[0][1], _NEVER - 1
+        for _, each in held:
+            if _digest(each) == digest and (when := _micros(each.get("modified_at"))) > at:
+                row, at = each, when
         if cloud or not (names.is_cloud(key) or row.get("remote_host")):
             chosen.append((-at, key, row))
     chosen.sort(key=lambda entry: entry[:2])
@@ -136,9 +140,10 @@ def _holders(nodes: Sequence[NodeInventory], *, loaded: bool = False) -> dict[Mo
 
 def _canonical(held: list[tuple[AgentId, Row]], *, time_field: str = "modified_at") -> str:
     """The digest of most nodes, then of the newest row, then the smallest."""
-    counts = Counter(_digest(row) for _, row in held)
-    if len(counts) == 1:
-        return _digest(held[0][1])
+    digests = [_digest(row) for _, row in held]
+    if digests.count(digests[0]) == len(digests):
+        return digests[0]
+    counts = Counter(digests)
     newest: dict[str, int] = {}
     for _, row in held:
         newest[_digest(row)] = max(newest.get(_digest(row), _NEVER), _micros(row.get(time_field)))
@@ -172,8 +177,12 @@ def _digest(row: Row) -> str:
 
 def _micros(text: object) -> int:
     """A time as Ollama writes it, in microseconds since 1970; long ago when it is none."""
-    if not isinstance(text, str):
-        return _NEVER
+    return _read_time(text) if isinstance(text, str) and len(text) <= 40 else _NEVER
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_time(text: str) -> int:
+    """Nodes that pulled one model say the same times again and again, so they are remembered."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
