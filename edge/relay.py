@@ -30,6 +30,7 @@ ERROR_MAX_BYTES: Final = MIB
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 NO_END: Final = "the node ended its answer without saying that it was done"
+REPEATED: Final = "the model repeated itself, and the node stopped it"
 
 _FAILURE_KEY: Final = FAILURE_HEADER.lower()
 _FAILURES: Final = {failure.value.encode(): failure for failure in Failure}
@@ -106,7 +107,7 @@ class Poured(msgspec.Struct, kw_only=True):
     chunks: int = 0
     node_failure: Failure | None = None
     """Why the end was unclean: DIED (cut, or ended without its proper end), GARBLED; ANSWERED: the node itself told `error_text` in-band
-    and then ended properly, as it would have told a 500."""
+    and then ended properly, as it would have told a 500; None: nobody's (the model repeated itself)."""
 
 
 # ---------------------------------------------------------------- before the first byte
@@ -233,7 +234,7 @@ async def _finish(
     """Judge how the node ended, and end so."""
     poured = Poured(body_bytes=good.body_bytes, chunks=conn.chunks_seen)
     judge = good.judge
-    told = False  # the stream itself says that it is over
+    told = judge is None  # the answer itself says that it is over, or cannot say so
     if judge is not None:
         end = judge.end()
         poured.usage = judge.usage(route.protocol)
@@ -249,10 +250,11 @@ async def _finish(
     elif poured.error_text:
         poured.node_failure = Failure.ANSWERED
     elif judge is not None and not told:
-        poured.node_failure = Failure.DIED
-        poured.error_text = NO_END
-    poured.clean = poured.node_failure is None
-    if poured.node_failure in (None, Failure.ANSWERED):
+        guard = judge.ends_in_repeats()
+        poured.node_failure = None if guard else Failure.DIED
+        poured.error_text = REPEATED if guard else NO_END
+    poured.clean = not poured.error_text
+    if cut is None and told:
         out += LAST_CHUNK if good.framing == "chunked" else b""
     else:
         client.must_close = True

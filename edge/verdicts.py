@@ -1,14 +1,15 @@
-"""What an answer's bytes say about themselves: whole, cut, blank, unfinished, and what it cost.
+"""What an answer's bytes say about themselves: whole, cut, blank, unfinished, and what they cost.
 
 Decides how an answer ended, never what to do about it; must never know connections or nodes. Used by `edge.relay` while bytes pass.
 
 Ollama answers 200 to much that failed, so only its own words count. A stream is over when its last line or event says so; text may
 contain anything, so this is looked for at line starts, and in NDJSON at the top level of the line. Invariants: feeding costs a fraction
 of a microsecond per read and parses nothing, except lines above `LINE_KEEP_BYTES` (generate's `context`, tool arguments), which pass
-through the exact scanner; at most `LINE_KEEP_BYTES` and one read are held.
+through the exact scanner; what is held is bounded, and a few KB at ordinary speeds.
 """
 
 import re
+from collections import deque
 from typing import Final
 
 import msgspec
@@ -25,6 +26,8 @@ TEXT_MAX_CHARS: Final = 4096
 REPEATS: Final = 30
 """The repeat guard lets 31 equal tokens pass, 30 if they are white space."""
 REPEAT_MAX_CHARS: Final = 64
+RECENT_MAX_BYTES: Final = 8192
+"""Kept of each of the last reads, at most."""
 
 _DONE: Final = b"data: [DONE]"
 _SSE_ENDS: Final = (
@@ -37,7 +40,9 @@ _SSE_ENDS: Final = (
     b'data: {"error"',
 )
 _SSE_ERRORS: Final = (b"event: response.failed", b"event: error", b'data: {"error"')
-_MESSAGE: Final = re.compile(rb'"message":("(?:[^"\\]|\\.)*+")')
+_STRING: Final = rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")'
+_TOKEN: Final = re.compile(rb'"(?:response|content|text|thinking|reasoning|delta)":' + _STRING)
+_MESSAGE: Final = re.compile(rb'"message":' + _STRING)
 _COUNTS: Final = {
     Protocol.NATIVE: re.compile(
         rb'"(prompt_eval_count|eval_count|total_duration|load_duration|prompt_eval_duration|eval_duration)":([0-9]{1,18})(?![0-9.])'
@@ -105,7 +110,7 @@ class _LastLine(msgspec.Struct):
 class StreamJudge:
     """Watches a stream pass. Feed it every body byte, in order; ask it at the end."""
 
-    __slots__ = ("_before", "_end", "_fresh", "_held", "_scanner", "_sse")
+    __slots__ = ("_before", "_end", "_fresh", "_held", "_recent", "_scanner", "_sse")
 
     def __init__(self, *, sse: bool) -> None:
         self._sse = sse
@@ -114,10 +119,12 @@ class StreamJudge:
         self._before = b""  # what was held before that
         self._fresh = True  # what was fed ends with the end of a line (event)
         self._scanner: Scanner | None = None  # reads the current line when it is long
+        self._recent: deque[bytes] = deque(maxlen=REPEATS + 2)  # enough to know the repeat guard by
 
     def feed(self, data: bytes) -> None:
         """More of the body."""
         if self._fresh:
+            self._recent.append(data[-RECENT_MAX_BYTES:])
             self._before = self._held
             self._held = data
             self._fresh = data.endswith(self._end)
@@ -127,6 +134,7 @@ class StreamJudge:
     def _go_on(self, data: bytes) -> None:
         """A read ended within a line: join the parts, unless the line is long."""
         end = self._end
+        self._recent[-1] = (self._recent[-1] + data)[-RECENT_MAX_BYTES:]
         if self._scanner is not None:
             _scan(self._scanner, data[: data.find(b"\n") + 1] or data)
         joined = self._held + data
@@ -157,6 +165,11 @@ class StreamJudge:
     def usage(self, protocol: Protocol) -> Usage | None:
         """The counts of the last line (event), or of the one before."""
         return usage_of(self._before + self._held, protocol)
+
+    def ends_in_repeats(self) -> bool:
+        """Whether the last tokens are all the same, as when the repeat guard stopped the model: the node is well."""
+        tokens = [token for token in _TOKEN.findall(b"".join(self._recent)) if token != b'""'][-REPEATS:]
+        return len(tokens) == REPEATS and len({go_string(token).strip() for token in tokens}) == 1
 
     def _ndjson_end(self) -> StreamEnd:
         if self._scanner is not None:
