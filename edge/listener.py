@@ -138,6 +138,7 @@ class Listener:
         self._limits = limits
         self._connections_max = connections_max
         self._conns: dict[ClientConnection, None] = {}
+        self._sockets: Sequence[socket.socket] = ()
         self._changed = trio.Event()
         self._accepting = trio.CancelScope()
         self._working = trio.CancelScope()
@@ -149,7 +150,8 @@ class Listener:
         return len(self._conns)
 
     async def serve(self, sockets: Sequence[socket.socket], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept and serve on listening `sockets`, which are closed at the end. Returns after `stop`."""
+        """Accept and serve on listening `sockets`, which are closed at the end. Once; returns after `stop`."""
+        self._sockets = sockets
         try:
             with self._working:
                 async with trio.open_nursery() as nursery:
@@ -158,8 +160,6 @@ class Listener:
                         async with trio.open_nursery() as acceptors:
                             for sock in sockets:
                                 acceptors.start_soon(self._accept, sock, nursery)
-                    for sock in sockets:
-                        sock.close()
         finally:
             for sock in sockets:
                 sock.close()
@@ -168,6 +168,8 @@ class Listener:
         """Accept no more, close idle connections, let work end within `limit_s`, then cut it."""
         self._stopping = True
         self._accepting.cancel()
+        for sock in self._sockets:
+            sock.close()
         for conn in list(self._conns):
             conn.stop_waiting()
         with trio.move_on_after(limit_s):

@@ -65,6 +65,16 @@ class Peer:
             got += data
         return got
 
+    async def until_head(self) -> str:
+        """A head whole, and whatever came with it."""
+        got = b""
+        while b"\r\n\r\n" not in got:
+            data = await self.receive()
+            if not data:
+                raise AssertionError(f"the connection ended after {got!r}")
+            got += data
+        return got.decode("latin-1")
+
     async def rest(self) -> bytes:
         """All until the end of the stream."""
         got = b""
