@@ -25,6 +25,7 @@ from servers.listen import CannotListen
 from servers.tokens import ADMIN_TOKEN_FILE
 
 CALL_LIMIT_S: Final = 30.0
+PIPE_WIDTH: Final = 240
 LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -166,6 +167,14 @@ class _Remote:
         return str(found[0])
 
 
+def _print(table: Table) -> None:
+    """To a terminal as it fits, to a file or pipe in full."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(table)
+
+
 def _shown(value: object) -> str:
     """`value` for a terminal: nodes name themselves, and a name may try to be an escape sequence or markup."""
     return escape("".join(letter if letter.isprintable() else "?" for letter in str(value)))
@@ -186,7 +195,7 @@ def status(url: str | None, token: str | None) -> None:
     table = Table("", remote.url, show_header=True, box=None)
     for name, value in summary.items():
         table.add_row(name.replace("_", " "), "–" if value is None else str(value))
-    Console().print(table)
+    _print(table)
 
 
 @main.group()
@@ -198,7 +207,10 @@ def agents() -> None:
 @_remote_options
 def list_agents(url: str | None, token: str | None) -> None:
     """List all nodes."""
-    table = Table("name", "state", "address", "version", "slots", "in flight", "models", "loaded", "detail")
+    table = Table(box=None)
+    for title in ("name", "state", "address", "version", "slots", "in flight", "models", "loaded"):
+        table.add_column(title, no_wrap=title in ("name", "state", "address"))
+    table.add_column("why not ready", overflow="fold")
     for agent in _Remote(url, token).call("GET", "/api/agents"):
         state = f"{agent['state']} ({agent['code']})" if agent.get("code") else agent["state"]
         port = agent["agent_api_port"] or agent["ollama_port"]
@@ -206,10 +218,10 @@ def list_agents(url: str | None, token: str | None) -> None:
             *map(
                 _shown,
                 (agent["name"], state, f"{agent['ip_address']}:{port}", agent["ollama_version"], agent["slots"], agent["in_flight"],
-                 len(agent["installed_models"]), ", ".join(agent["loaded_models"]), agent["detail"]),
+                 len(agent["installed_models"]), ", ".join(agent["loaded_models"]), "" if agent["state"] == "ready" else agent["detail"]),
             )
         )  # fmt: skip
-    Console().print(table)
+    _print(table)
 
 
 @agents.command()

@@ -6,6 +6,8 @@ answered may end within a limit, and nothing new is taken; whatever was started 
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -95,6 +97,7 @@ class Coordinator:
         self.tokens = Tokens.from_files(self._data_dir, admin_token=settings.admin_token, join_token=settings.join_token)
         self.started = trio.Event()
         """Requests are taken."""
+        self._config = settings.router_config()
         self._stop = trio.Event()
         self._log = structlog.get_logger()
 
@@ -113,12 +116,46 @@ class Coordinator:
             CannotListen: a port cannot be opened.
             ConfigError: a setting turned out to be unusable.
         """
-        settings, config = self.settings, self.settings.router_config()
-        ports = [("ROUTER_PORT", settings.port)]
-        if settings.ollama_port is not None:
-            ports.append(("ROUTER_OLLAMA_PORT", settings.ollama_port))
-        public = open_ports(settings.host, ports)
-        self.ports = ports_of(public)
+        ports = [("ROUTER_PORT", self.settings.port)]
+        if self.settings.ollama_port is not None:
+            ports.append(("ROUTER_OLLAMA_PORT", self.settings.ollama_port))
+        with ExitStack() as opened:
+            public = [opened.enter_context(sock) for sock in open_ports(self.settings.host, ports)]
+            self.ports = ports_of(public)
+            internal, web_upstream = opened.enter_context(internal_socket())
+            watch = Watch()
+            pool = Pool(watch)
+            proxy = self._compose(pool)
+            self._add_backends()
+            listener = Listener(
+                gate=self.web.access.gate,
+                proxy=proxy,
+                web=WebPass(web_upstream, pool, secret=self.web.secret, new_id=clock.new_request_id),
+                watch=watch,
+                new_id=clock.new_request_id,
+                report=self._report,
+            )
+            async with trio.open_nursery() as nursery:
+                await nursery.start(watch.run)
+                nursery.start_soon(serve_web, make_web_app(self.web), internal, trio.sleep_forever)
+                nursery.start_soon(partial(self.web.driver.run, proxy.pulse, pulse_s=self._config.pulse_s))
+                nursery.start_soon(self.web.poller.run)
+                await nursery.start(listener.serve, public)
+                self._say_started()
+                self.started.set()
+                task_status.started()
+                await self._stop.wait()
+                in_flight = self.web.driver.router.statistics().in_flight
+                self._log.info("stopping", in_flight=in_flight, limit_s=self.settings.stop_timeout_s)
+                await listener.stop(limit_s=self.settings.stop_timeout_s)
+                pool.close_idle()
+                nursery.cancel_scope.cancel()
+
+    # ------------------------------------------------------------ inside
+
+    def _compose(self, pool: Pool) -> Proxy:
+        """Everything that needs no task of its own yet; fills `web`."""
+        settings, config = self.settings, self._config
         router = Router(config, now=clock.now())
         metrics = Metrics(lambda: (router.statistics(), router.agents()))
         sinks = _Sinks(metrics, self.records)
@@ -130,14 +167,14 @@ class Coordinator:
             check_every_s=settings.health_check_interval_s,
         )
         access = Access(settings, self.tokens, our_ports=self.ports)
-        watch = Watch()
-        pool = Pool(watch)
-        proxy = Proxy(
+        self.web = Web(
+            settings=settings, driver=driver, access=access, tokens=self.tokens, metrics=metrics, poller=poller,
+            secret=clock.new_secret().encode(), listening=lambda: not self._stop.is_set(),
+        )  # fmt: skip
+        return Proxy(
             driver,
             pool,
-            budget=BodyBudget(
-                max_body_bytes=settings.body_max_bytes, memory_bytes=settings.body_memory_bytes, spool=settings.history_bodies != "off"
-            ),
+            budget=BodyBudget(max_body_bytes=settings.body_max_bytes, memory_bytes=settings.body_memory_bytes),
             options=ProxyOptions(
                 answer_hold_bytes=config.answer_hold_bytes,
                 first_token_timeout_s=settings.first_token_timeout_s,
@@ -147,36 +184,6 @@ class Coordinator:
             credential_of=self.tokens.credential_of,
             client_of=access.client_of,
         )
-        self.web = Web(
-            settings=settings, driver=driver, access=access, tokens=self.tokens, metrics=metrics, poller=poller,
-            secret=clock.new_secret().encode(), listening=lambda: not self._stop.is_set(),
-        )  # fmt: skip
-        self._add_backends()
-        with internal_socket() as (internal, web_upstream):
-            listener = Listener(
-                gate=access.gate,
-                proxy=proxy,
-                web=WebPass(web_upstream, pool, secret=self.web.secret, new_id=clock.new_request_id),
-                watch=watch,
-                new_id=clock.new_request_id,
-                report=self._report,
-            )
-            async with trio.open_nursery() as nursery:
-                await nursery.start(watch.run)
-                nursery.start_soon(serve_web, make_web_app(self.web), internal, trio.sleep_forever)
-                nursery.start_soon(lambda: driver.run(proxy.pulse, pulse_s=config.pulse_s))
-                nursery.start_soon(poller.run)
-                await nursery.start(listener.serve, public)
-                self._say_started()
-                self.started.set()
-                task_status.started()
-                await self._stop.wait()
-                self._log.info("stopping", in_flight=router.statistics().in_flight, limit_s=settings.stop_timeout_s)
-                await listener.stop(limit_s=settings.stop_timeout_s)
-                pool.close_idle()
-                nursery.cancel_scope.cancel()
-
-    # ------------------------------------------------------------ inside
 
     def _add_backends(self) -> None:
         for backend in self.settings.backends:

@@ -26,9 +26,9 @@ FIRST_VERSION: Final = "0.0.0"
 
 def add_routes(app: QuartTrio, web: Web) -> None:
     """Ollama's routes that no single node answers."""
-    tags = _Merged(lambda nodes: {"models": fleet.merged_tags(nodes, cloud=web.settings.cloud)})
+    tags = _Merged(lambda nodes: {"models": fleet.merged_tags(nodes)})
     loaded = _Merged(lambda nodes: {"models": fleet.merged_ps(nodes)})
-    v1_models = _Merged(lambda nodes: {"object": "list", "data": fleet.merged_v1_models(nodes, cloud=web.settings.cloud)})
+    v1_models = _Merged(lambda nodes: {"object": "list", "data": fleet.merged_v1_models(nodes)})
     version = [FIRST_VERSION]
 
     @app.get("/")
@@ -44,7 +44,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
     @app.get("/api/status")
     @guarded(web, Area.INFERENCE)
     async def status() -> Response:
-        return ollama_json({"cloud": {"disabled": not web.settings.cloud, "source": "config"}})
+        return ollama_json({"cloud": {"disabled": True, "source": "config"}})
 
     @app.get("/api/tags")
     @guarded(web, Area.INFERENCE)
