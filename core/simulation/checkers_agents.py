@@ -104,9 +104,9 @@ class AgentBook:
             and not self.forbids(agent.id, key, now=now)
         )
 
-    def only_holder(self, key: ModelKey | None) -> bool:
-        """Whether one agent at most holds the model."""
-        return sum(agent.installed is not None and key in agent.installed for agent in self.agents.values()) <= 1
+    def holders(self, key: ModelKey | None) -> list[Agent]:
+        """The agents that hold the model by their own word."""
+        return [agent for agent in self.agents.values() if agent.installed is not None and key in agent.installed]
 
     def take(self, event: object, effects: Sequence[Effect], *, now: Instant) -> None:
         """Learn from what the router was told and what it answered."""
