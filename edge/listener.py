@@ -23,7 +23,6 @@ from trio.lowlevel import wait_readable
 
 from core.events import Protocol, Route
 from edge.headers import error_response, simple_response
-from edge.web import WebPass
 from edge.wire import DEFAULT_LIMITS, ClientConnection, ClientGone, HttpError, Limits, RequestHead
 from edge.wire_heads import Header
 from edge.wire_watch import Watch
@@ -87,6 +86,12 @@ class Serves(Interface):
     async def serve(self, conn: ClientConnection, head: RequestHead, route: Route, /) -> None: ...
 
 
+class Passes(Interface):
+    """Who answers what is not forwarded: `edge.web.WebPass` at the coordinator."""
+
+    async def serve(self, conn: ClientConnection, head: RequestHead, /) -> None: ...
+
+
 def bind(host: str, port: int) -> list[socket.socket]:
     """Listening sockets for every address of `host` ("" or "*": all). Port 0 picks one for all. Raises OSError, as the system says it."""
     found = socket.getaddrinfo(
@@ -122,7 +127,7 @@ class Listener:
         *,
         gate: Gate,
         proxy: Serves,
-        web: WebPass,
+        web: Passes,
         watch: Watch,
         new_id: Callable[[], str],
         report: Callable[[Exception], None],

@@ -334,6 +334,7 @@ class UpstreamConnection(WatchedSocket):
         if self.idle_in is not None:
             self.close()
         else:
+            self.timed_out = True
             self.wake()
 
     def close(self) -> None:
