@@ -25,7 +25,9 @@ CAPTURE_MAX_BYTES: Final = 64 << 10
 BLOB_MIN_BYTES: Final = 4096
 """A string this long, of ASCII without a space or an escape, is no text: an image, a file."""
 
-_JOIN_BELOW_BYTES: Final = 8192  # a string that began this shortly before a piece's end is read again with the next piece
+_JOIN_BELOW_BYTES: Final = (
+    8192  # a string that began this shortly before a piece's end is read again with the next; longer keys are nobody's
+)
 
 _WS: Final = re.compile(rb"[ \t\r\n]*+")
 _STRING: Final = re.compile(rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"')
@@ -137,6 +139,7 @@ class Scanner:
 
     def close(self) -> None:
         """There are no more bytes."""
+        self.feed(b" ")  # ends a number
         if not self.done:
             self._eof = True
             self._send(b"")
@@ -207,7 +210,7 @@ class Scanner:
             elif byte == _QUOTE and state in _KEYS:
                 buffer, at, key = yield from self._string(buffer, at)
                 if len(stack) == 1:
-                    name = self._wanted(go_string(key)) if key is not None else None
+                    name = self._wanted(go_string(key)) if key is not None and len(key) <= _JOIN_BELOW_BYTES else None
                 state = _COLON
                 continue
             elif state in _MAY_END and stack and byte == stack[-1] + 2:  # ] is [ + 2, } is { + 2

@@ -20,7 +20,8 @@ from edge.jsonscan import Scanner, go_string
 LINE_KEEP_BYTES: Final = 64 << 10
 """A line that grows longer is judged by the scanner and kept only at both ends."""
 
-TAIL_BYTES: Final = 4096
+TAIL_BYTES: Final = 2048
+"""The counts stand within so many bytes of the end."""
 TEXT_MAX_CHARS: Final = 4096
 
 REPEATS: Final = 30
@@ -45,11 +46,11 @@ _TOKEN: Final = re.compile(rb'"(?:response|content|text|thinking|reasoning|delta
 _MESSAGE: Final = re.compile(rb'"message":' + _STRING)
 _COUNTS: Final = {
     Protocol.NATIVE: re.compile(
-        rb'"(prompt_eval_count|eval_count|total_duration|load_duration|prompt_eval_duration|eval_duration)":([0-9]{1,18})(?![0-9.])'
+        rb'"(prompt_eval_count|eval_count|total_duration|load_duration|prompt_eval_duration|eval_duration)":([0-9]{1,18})(?=[,}])'
     ),
-    Protocol.OPENAI: re.compile(rb'"(prompt_tokens|completion_tokens)":([0-9]{1,18})(?![0-9.])'),
-    Protocol.RESPONSES: re.compile(rb'"(input_tokens|output_tokens)":([0-9]{1,18})(?![0-9.])'),
-    Protocol.ANTHROPIC: re.compile(rb'"(input_tokens|output_tokens)":([0-9]{1,18})(?![0-9.])'),
+    Protocol.OPENAI: re.compile(rb'"(prompt_tokens|completion_tokens)":([0-9]{1,18})(?=[,}])'),
+    Protocol.RESPONSES: re.compile(rb'"(input_tokens|output_tokens)":([0-9]{1,18})(?=[,}])'),
+    Protocol.ANTHROPIC: re.compile(rb'"(input_tokens|output_tokens)":([0-9]{1,18})(?=[,}])'),
 }
 _USAGE_FIELDS: Final = {
     b"prompt_eval_count": "prompt_tokens",
@@ -164,7 +165,7 @@ class StreamJudge:
 
     def usage(self, protocol: Protocol) -> Usage | None:
         """The counts of the last line (event), or of the one before."""
-        return usage_of(self._before + self._held, protocol)
+        return usage_of((self._before + self._held)[-TAIL_BYTES:], protocol)
 
     def ends_in_repeats(self) -> bool:
         """Whether the last tokens are all the same, as when the repeat guard stopped the model: the node is well."""
