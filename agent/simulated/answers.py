@@ -17,7 +17,7 @@ import random
 import re
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from email.utils import formatdate
 from typing import Any, Final
 
@@ -85,19 +85,22 @@ def dice_for(*parts: object) -> random.Random:
     return random.Random(hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "replace")).digest())
 
 
-def words(dice: random.Random) -> Iterator[str]:
-    """Made-up words, each with its leading space."""
-    while True:
-        yield " " + "".join(dice.choice(CONSONANTS) + dice.choice(VOWELS) for _ in range(dice.randint(1, 3)))
+def _vocabulary() -> list[str]:
+    syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
+    pairs = [first + second for first in syllables for second in syllables]
+    return [" " + word for word in (*syllables, *pairs)]
+
+
+VOCABULARY: Final = _vocabulary()
+"""Made-up words, each with its leading space."""
 
 
 def answer(question: Question, *, usual_tokens: int | None = None) -> tuple[list[Piece], str]:
     """The tokens of the answer and the `done_reason`. `usual_tokens` is its length when nothing limits it."""
     dice = dice_for(question.model.name.lower(), question.prompt, question.seed)
-    made = words(dice)
     pieces: list[Piece] = []
     if question.think:
-        pieces = [Piece(thinking=next(made).removeprefix(" " if not at else "")) for at in range(THINKING_WORDS)]
+        pieces = [Piece(thinking=word) for word in dice.choices(VOCABULARY, k=THINKING_WORDS)]
     bounded = True
     if question.schema is not None:
         text = json.dumps(fitting(question.schema, dice))
@@ -108,7 +111,8 @@ def answer(question: Question, *, usual_tokens: int | None = None) -> tuple[list
     else:
         bounded = question.limit is None
         length = (usual_tokens or 12 + dice.randrange(48)) if question.limit is None else max(0, question.limit - len(pieces))
-        pieces += _stopped([Piece(content=next(made)) for _ in range(min(length, LONGEST_ANSWER))], question.stop)
+        said = [Piece(content=word) for word in dice.choices(VOCABULARY, k=min(length, LONGEST_ANSWER))]
+        pieces += _stopped(said, question.stop)
         bounded = bounded or len(pieces) < (question.limit or 0)
     if question.limit is not None and (not bounded or len(pieces) > question.limit):
         return pieces[: question.limit], "length"
@@ -149,7 +153,7 @@ def tool_calls(question: Question, dice: random.Random) -> list[dict[str, Any]]:
 def fitting(schema: Any, dice: random.Random, said: str = "", depth: int = 8) -> Any:
     """The smallest value that fits a JSON schema; strings are the last capitalised word of `said`, or made up."""
     if schema == "json":
-        return {"answer": next(words(dice)).strip()}
+        return {"answer": dice.choice(VOCABULARY).strip()}
     if not isinstance(schema, dict) or depth == 0:
         return None
     if isinstance(choices := schema.get("enum"), list) and choices:
@@ -172,7 +176,7 @@ def fitting(schema: Any, dice: random.Random, said: str = "", depth: int = 8) ->
     if kind == "null":
         return None
     capitalised = re.findall(r"\b[A-Z]\w+", said)
-    return capitalised[-1] if capitalised else next(words(dice)).strip()
+    return capitalised[-1] if capitalised else dice.choice(VOCABULARY).strip()
 
 
 def vector(model: SimulatedModel, text: str, dimensions: int | None) -> list[float]:
@@ -197,8 +201,8 @@ def logprob(token: str, top: int) -> dict[str, Any]:
     if not top:
         return own
     others = [
-        {"token": other, "logprob": own_logprob - at, "bytes": list(other.encode())}
-        for at, other in zip(range(1, top), words(dice), strict=False)
+        {"token": other, "logprob": own_logprob - at - 1, "bytes": list(other.encode())}
+        for at, other in enumerate(dice.choices(VOCABULARY, k=top - 1))
     ]
     return {**own, "top_logprobs": [dict(own), *others]}
 

@@ -6,7 +6,7 @@ Invariant: whatever way this ends, the machine is told, so that nothing is gener
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -209,21 +209,27 @@ class _Serving:
 
     async def _catch_up(self) -> bool:
         """Send what is due. False: a fault has ended the answer."""
-        while True:  # more may become due while a line is written
+        while True:  # more may become due while something is written
             due = self._desk.tokens
-            finished = self._desk.timing is not None
-            fault = self._fault
-            if fault is not None and fault.kind != "stall" and fault.after_tokens == self._sent and (self._sent < due or finished):
+            fault = self._fault if self._fault is not None and self._fault.kind != "stall" else None
+            strikes_at = fault.after_tokens if fault is not None and fault.after_tokens >= self._sent else None
+            until = due if strikes_at is None else min(due, strikes_at)
+            await self._send(self._pieces[self._sent : until])
+            self._sent = max(self._sent, until)
+            if fault is not None and self._sent == strikes_at and (due > self._sent or self._desk.timing is not None):
                 self._fault = None
                 if not await self._strike(fault):
                     return False
-            if self._sent >= due:
+            elif self._sent >= self._desk.tokens:
                 return True
-            piece = self._pieces[self._sent]
-            self._sent += 1
-            if self._ask.stream and (not piece.silent or self._ask.logprobs is not None):
-                await self._reply.chunk(self._writer.stream_type, self._writer.piece(piece))
-                self._log.tokens_sent += 1
+
+    async def _send(self, pieces: Sequence[Piece]) -> None:
+        if not self._ask.stream:
+            return
+        writes = [self._writer.piece(piece) for piece in pieces if not piece.silent or self._ask.logprobs is not None]
+        if writes:
+            await self._reply.chunks(self._writer.stream_type, writes)
+            self._log.tokens_sent += len(writes)
 
     async def _strike(self, fault: Fault) -> bool:
         """Carry out a fault in the middle of an answer. False: nothing more comes."""
@@ -245,16 +251,16 @@ class _Serving:
                 await reply.whole(200, writer.unfinished(said), writer.whole_type)
                 return False
             case "error" if stream:
-                await reply.chunk(writer.stream_type, writer.stream_error(fault.text or LINE_TEXT))
+                await reply.chunks(writer.stream_type, [writer.stream_error(fault.text or LINE_TEXT)])
                 await reply.end()
                 return False
             case "error":
                 await self._refuse(Refusal(500, fault.text or LINE_TEXT))
                 return False
             case "malformed" if stream:
-                await reply.chunk(writer.stream_type, b'{"model":"' + self._ask.spelling.encode() + b'",,"done":fal\n')
+                await reply.chunks(writer.stream_type, [b'{"model":"' + self._ask.spelling.encode() + b'",,"done":fal\n'])
             case "huge" if stream:
-                await reply.chunk(writer.stream_type, writer.piece(Piece(content="x" * fault.size_bytes)))
+                await reply.chunks(writer.stream_type, [writer.piece(Piece(content="x" * fault.size_bytes))])
             case _:
                 await reply.whole(200, b'{"model":', writer.whole_type)
                 return False
@@ -306,7 +312,7 @@ class _Serving:
         elif ask.purpose == "load":
             await reply.whole(200, writer.loaded("load"), writer.whole_type)
         elif ask.stream:
-            await reply.chunk(writer.stream_type, writer.last(self._pieces, self._reason, figures))
+            await reply.chunks(writer.stream_type, [writer.last(self._pieces, self._reason, figures)])
             await reply.end()
         else:
             await reply.whole(200, writer.whole(self._pieces, self._reason, figures), writer.whole_type)

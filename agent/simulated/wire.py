@@ -221,13 +221,13 @@ class Reply:
         """`data` as one chunk."""
         return b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data
 
-    async def chunk(self, content_type: str, data: bytes) -> None:
-        """One write of a stream, with the head before the first."""
+    async def chunks(self, content_type: str, writes: Sequence[bytes]) -> None:
+        """Writes of a stream that are due together, a chunk each, with the head before the first."""
         head = b""
         if not self.status:
             self._chunked = not self.request.http10
             head = self._head(200, content_type, (), length=None, chunked=self._chunked)
-        await self.raw(head + self.framed(data))
+        await self.raw(head + b"".join(map(self.framed, writes)))
 
     async def end(self) -> None:
         """The clean end of a stream."""
