@@ -186,6 +186,11 @@ def not_found(event: RequestCame, key: ModelKey | None) -> Refuse:
     return Refuse(request_id=event.request_id, status=status, text=text)
 
 
+def cloud_off(event: RequestCame) -> Refuse:
+    """The name means a model in Ollama's cloud: Ollama's own status and text where the cloud is switched off."""
+    return Refuse(request_id=event.request_id, status=403, text="ollama cloud is disabled: remote model is unavailable")
+
+
 def gave_up(request: Request) -> Refuse:
     """Nothing is left to try, and no node gave an answer of its own."""
     failed, verdict = request.failed, request.verdict

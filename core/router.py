@@ -43,9 +43,9 @@ from core.fleet import NodeInventory
 from core.health import Cost, Ejection, Fault, Health, Verdict, classify
 from core.learning import Speeds
 from core.lifecycle import AgentState
-from core.names import display, key_or_none
+from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
-from core.requests import Phase, Request, expected_output
+from core.requests import Phase, Request, cloud_off, expected_output
 from core.scoring import Ask, strategy
 from core.units import AgentId, Instant, RequestId
 from core.views import AgentView, EjectionView, Explanation, Statistics, WaitingView
@@ -225,7 +225,10 @@ class Router:
         )
         request = Request(event, key, ask, number=self._came, now=now)
         self._requests[event.request_id] = request
-        self._dispatcher.place(request, effects, now=now)
+        if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
+            self._dispatcher.answer(request, cloud_off(event), "cloud model", effects, now=now)
+        else:
+            self._dispatcher.place(request, effects, now=now)
 
     def _first_byte(self, event: FirstByte, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
