@@ -533,6 +533,41 @@ async def test_leaving_within_a_head_or_a_body() -> None:
                 await read_body(conn)
 
 
+async def test_a_client_that_resets_while_it_is_sent_to() -> None:
+    async with client() as (conn, peer):
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+
+        async def pour() -> None:
+            with pytest.raises(ClientGone):
+                while True:
+                    await conn.send(b"x" * 65536)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pour)
+            await wait_all_tasks_blocked()
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.sock.close()
+        assert conn.gone
+        with pytest.raises(ClientGone):
+            await conn.send(b"x")
+        await conn.close_politely()
+        assert conn.closed
+
+
+async def test_closing_wakes_whoever_waits_to_send() -> None:
+    async with client() as (conn, _), trio.open_nursery() as nursery:
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+
+        async def pour() -> None:
+            with pytest.raises(ClientGone):
+                while True:
+                    await conn.send(b"x" * 65536)
+
+        nursery.start_soon(pour)
+        await wait_all_tasks_blocked()
+        conn.close()
+
+
 async def test_the_last_answer_is_seen_though_the_client_still_sends() -> None:
     async with client() as (conn, peer), trio.open_nursery() as nursery:
         await peer.send(POST[:-5] + b"x" * 100_000)

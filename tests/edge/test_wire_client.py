@@ -241,6 +241,16 @@ async def test_a_node_that_goes_while_it_is_sent_to() -> None:
         assert not conn.answer_waiting()
 
 
+async def test_sending_on_a_broken_connection() -> None:
+    async with upstream() as (conn, node):
+        node.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        node.sock.close()
+        await wait_all_tasks_blocked()
+        with pytest.raises(UpstreamCut):
+            await conn.send(b"x")
+        assert conn.bytes_sent == 0
+
+
 async def test_a_node_that_takes_nothing_is_given_up() -> None:
     async with upstream() as (conn, _), trio.open_nursery() as nursery:
         cut = False
