@@ -223,6 +223,8 @@ class SimulatedOllama:
                     await say_cancelled(reply, log)
                 return False
         except ConnectionOver:
+            if log.fault is None:  # nobody but the client can have ended it
+                log.cancelled_at = log.cancelled_at or connection.gone_at or trio.current_time()
             return False
         finally:
             log.status, log.first_byte, log.last_byte = reply.status, reply.first_byte, reply.last_byte
