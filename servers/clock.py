@@ -5,6 +5,7 @@ goes into messages and history only. Invariant: an id made here is a UUID v4.
 """
 
 import hashlib
+import os
 import secrets
 import time
 import uuid
@@ -29,14 +30,36 @@ def unix_ms() -> UnixMs:
     return UnixMs(time.time_ns() // 1_000_000)
 
 
+class _Ids:
+    """UUIDs v4, with randomness fetched for many at once: one system call per request would be a third of a decision's time."""
+
+    AT_ONCE: Final = 256
+
+    def __init__(self) -> None:
+        self._hex = ""
+        self._next = 0
+
+    def new(self) -> str:
+        if self._next >= len(self._hex):
+            self._hex = os.urandom(16 * self.AT_ONCE).hex()
+            self._next = 0
+        one = self._hex[self._next : self._next + 32]
+        self._next += 32
+        variant = "89ab"[int(one[16], 16) & 3]
+        return f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{variant}{one[17:20]}-{one[20:]}"
+
+
+_ids: Final = _Ids()
+
+
 def new_request_id() -> RequestId:
     """An id for a request of a client."""
-    return RequestId(str(uuid.uuid4()))
+    return RequestId(_ids.new())
 
 
 def new_agent_id() -> AgentId:
     """An id for a node nobody has seen before."""
-    return AgentId(str(uuid.uuid4()))
+    return AgentId(_ids.new())
 
 
 def stable_agent_id(what: str) -> AgentId:

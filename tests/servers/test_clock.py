@@ -8,8 +8,9 @@ from servers import clock
 
 
 def test_ids_are_uuid_v4_and_new_each_time() -> None:
-    ids = {clock.new_request_id(), clock.new_request_id(), clock.new_agent_id(), clock.new_agent_id()}
-    assert len(ids) == 4
+    ids = {clock.new_request_id() for _ in range(2000)} | {clock.new_agent_id()}
+    assert len(ids) == 2001
+    assert {each[19] for each in ids} == set("89ab")
     assert all(str(uuid.UUID(each)) == each and uuid.UUID(each).version == 4 for each in ids)
 
 
