@@ -157,7 +157,7 @@ class Coordinator:
         """Everything that needs no task of its own yet; fills `web`."""
         settings, config = self.settings, self._config
         router = Router(config, now=clock.now())
-        metrics = Metrics(lambda: (router.statistics(), router.agents()))
+        metrics = Metrics()
         sinks = _Sinks(metrics, self.records)
         driver = Driver(router, sinks)
         poller = sinks.poller = Poller(

@@ -5,10 +5,10 @@ text when it is scraped. Invariant: at most `SERIES_MAX` counter series, whateve
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -42,16 +42,13 @@ class _Buckets:
         return sums
 
 
-class Metrics(Collector):
-    """All metrics of one coordinator. `look` gives the router's present state."""
+class Metrics:
+    """All metrics of one coordinator."""
 
-    def __init__(self, look: Callable[[], tuple[Statistics, list[AgentView]]]) -> None:
-        self._look = look
+    def __init__(self) -> None:
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self._dropped = 0
         self._histograms: dict[tuple[str, str], _Buckets] = {}
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def count(self, name: str, labels: dict[str, str], by: int = 1) -> None:
         """Add to a counter; a series that would be one too many is dropped and counted as that."""
@@ -72,27 +69,43 @@ class Metrics(Collector):
         if record.ttft_ms is not None:
             self._buckets("time_to_first_byte_seconds", route).add(record.ttft_ms / 1000)
 
-    def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-    def describe(self) -> list[Metric]:
-        """Nothing is known before it was counted (asked by prometheus-client at registration)."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """Called by prometheus-client at a scrape."""
-        yield from self._counters()
-        yield from self._histogram_families()
-        yield from self._gauges()
-
-    # ------------------------------------------------------------ inside
+    def snapshot(self, statistics: Statistics, agents: list[AgentView]) -> "Snapshot":
+        """Everything as it is now, with the router's own state, to be rendered in a worker thread."""
+        return Snapshot(dict(self._counts), self._dropped, dict(self._histograms), statistics, agents)
 
     def _buckets(self, name: str, route: str) -> _Buckets:
         buckets = self._histograms.get((name, route))
         if buckets is None:
             buckets = self._histograms[name, route] = _Buckets()
         return buckets
+
+
+class Snapshot(Collector):
+    """One scrape."""
+
+    def __init__(
+        self,
+        counts: dict[tuple[str, tuple[tuple[str, str], ...]], int],
+        dropped: int,
+        histograms: dict[tuple[str, str], _Buckets],
+        statistics: Statistics,
+        agents: list[AgentView],
+    ) -> None:
+        self._counts = counts
+        self._dropped = dropped
+        self._histograms = histograms
+        self._statistics = statistics
+        self._agents = agents
+
+    def exposition(self) -> bytes:
+        """In Prometheus' text format; takes milliseconds where there is much to tell."""
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus-client."""
+        yield from self._counters()
+        yield from self._histogram_families()
+        yield from self._gauges()
 
     def _counters(self) -> Iterator[Metric]:
         families: dict[tuple[str, tuple[str, ...]], CounterMetricFamily] = {}
@@ -116,12 +129,11 @@ class Metrics(Collector):
         yield from families.values()
 
     def _gauges(self) -> Iterator[Metric]:
-        statistics, agents = self._look()
-        yield GaugeMetricFamily(PREFIX + "requests_in_flight", "requests on nodes", value=statistics.in_flight)
-        yield GaugeMetricFamily(PREFIX + "requests_waiting", "requests in the queue", value=statistics.waiting)
+        yield GaugeMetricFamily(PREFIX + "requests_in_flight", "requests on nodes", value=self._statistics.in_flight)
+        yield GaugeMetricFamily(PREFIX + "requests_waiting", "requests in the queue", value=self._statistics.waiting)
         up = GaugeMetricFamily(PREFIX + "agent_ready", "whether a node takes requests", labels=["agent"])
         in_flight = GaugeMetricFamily(PREFIX + "agent_in_flight", "requests on a node", labels=["agent"])
-        for agent in agents:
+        for agent in self._agents:
             up.add_metric([agent.name], float(agent.state == "ready"))
             in_flight.add_metric([agent.name], agent.in_flight)
         yield up

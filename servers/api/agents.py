@@ -7,6 +7,7 @@ its gateway's credential leave only in answers to that agent.
 from typing import Any, Final
 
 import msgspec
+import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
@@ -32,6 +33,9 @@ from servers.access import Area, check_node_address, node_host
 from servers.api.web import Web, caller, empty, guarded, one, read, reply
 from servers.peer import parse_address
 from servers.settings import SLOTS_MAX, parse_upstream, upstream_name
+
+SHOWN_INLINE: Final = 50
+"""Longer lists become JSON in a worker thread."""
 
 STATUSES: Final = ("online", "offline", "pending")
 HEARTBEAT_MAX_S: Final = 10.0
@@ -124,7 +128,10 @@ def _add_lists(app: QuartTrio, web: Web) -> None:
     @app.get("/api/agents")
     @guarded(web, Area.MANAGEMENT)
     async def agents() -> Response:
-        return reply([agent_json(agent) for agent in _filtered(web.driver.router.agents())])
+        found = _filtered(web.driver.router.agents())
+        if len(found) > SHOWN_INLINE:
+            return await trio.to_thread.run_sync(_shown, found)
+        return _shown(found)
 
     @app.get("/api/agents/<agent_id>")
     @guarded(web, Area.MANAGEMENT)
@@ -140,6 +147,10 @@ def _add_lists(app: QuartTrio, web: Web) -> None:
     @guarded(web, Area.MANAGEMENT)
     async def summary() -> Response:
         return reply(summary_json(web))
+
+
+def _shown(agents: list[AgentView]) -> Response:
+    return reply([agent_json(agent) for agent in agents])
 
 
 def _filtered(agents: list[AgentView]) -> list[AgentView]:

@@ -1,5 +1,6 @@
 """Whether the coordinator lives, is ready, and its numbers. `/livez` and `/readyz` are open, they tell nothing else."""
 
+import trio
 from quart import Response
 from quart_trio import QuartTrio
 
@@ -26,7 +27,8 @@ def add_routes(app: QuartTrio, web: Web) -> None:
     @app.get("/metrics")
     @guarded(web, Area.MANAGEMENT)
     async def metrics() -> Response:
-        return Response(web.metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        snapshot = web.metrics.snapshot(web.driver.router.statistics(), web.driver.router.agents())
+        return Response(await trio.to_thread.run_sync(snapshot.exposition), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _not_ready(why: str) -> Response:

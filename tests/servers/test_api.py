@@ -52,7 +52,7 @@ class House:
 
     def __init__(self, settings: Settings) -> None:
         router = Router(settings.router_config(), now=clock.now())
-        metrics = Metrics(lambda: (router.statistics(), router.agents()))
+        metrics = Metrics()
         sinks = _Sinks(metrics, RecordRing())
         self.driver = Driver(router, sinks)
         self.poller = Poller(self.driver.apply, now=self.driver.now, known=lambda _: True, check_every_s=30)
@@ -229,6 +229,12 @@ async def test_a_registration_that_is_too_large_is_413(house: House) -> None:
 
 
 # ---------------------------------------------------------------- lists and settings
+
+
+async def test_long_lists_of_agents_too(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servers.api.agents.SHOWN_INLINE", 1)
+    ids = [await house.ready([], machine_name=name) for name in ("a", "b")]
+    assert [agent["id"] for agent in (await house.ask("GET", "/api/agents")).json] == ids
 
 
 async def test_lists_are_filtered(house: House) -> None:

@@ -27,17 +27,13 @@ def record(duration_ms: float, ttft_ms: float | None) -> Record:
 def scraped(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {
         (sample.name.removeprefix("ollama_router_"), tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(metrics.exposition().decode())
+        for family in text_string_to_metric_families(metrics.snapshot(STATISTICS, [AGENT]).exposition().decode())
         for sample in family.samples
     }
 
 
-def metrics() -> Metrics:
-    return Metrics(lambda: (STATISTICS, [AGENT]))
-
-
 def test_counters_add_up_by_name_and_labels() -> None:
-    counted = metrics()
+    counted = Metrics()
     counted.count("requests_total", {"route": "chat", "ending": "success"})
     counted.count("requests_total", {"route": "chat", "ending": "success"}, 2)
     counted.count("requests_total", {"route": "embed", "ending": "success"})
@@ -49,7 +45,7 @@ def test_counters_add_up_by_name_and_labels() -> None:
 
 
 def test_histograms_of_requests() -> None:
-    counted = metrics()
+    counted = Metrics()
     counted.observe(record(40.0, 10.0))
     counted.observe(record(700_000.0, None))
     seen = scraped(counted)
@@ -62,14 +58,14 @@ def test_histograms_of_requests() -> None:
 
 
 def test_gauges_are_read_at_the_scrape() -> None:
-    seen = scraped(metrics())
+    seen = scraped(Metrics())
     assert (seen["requests_in_flight", ()], seen["requests_waiting", ()]) == (2, 3)
     assert (seen["agent_ready", (("agent", "gpu1"),)], seen["agent_in_flight", (("agent", "gpu1"),)]) == (1, 2)
 
 
 def test_series_are_limited_and_the_dropped_ones_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SERIES_MAX", 2)
-    counted = metrics()
+    counted = Metrics()
     for number in range(5):
         counted.count("x", {"model": str(number)})
     seen = scraped(counted)
