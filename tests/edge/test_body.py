@@ -150,6 +150,30 @@ async def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
     assert budget.held_bytes == 0
 
 
+@pytest.mark.parametrize("good_writes", [0, 1])
+async def test_a_disk_that_fills_up_is_told_and_the_file_closed(monkeypatch: pytest.MonkeyPatch, good_writes: int) -> None:
+    class Full:
+        closed = False
+
+        def write(self, data: memoryview) -> int:
+            nonlocal good_writes
+            good_writes -= 1
+            if good_writes < 0:
+                raise OSError(28, "No space left on device")
+            return len(data)
+
+        def close(self) -> None:
+            self.closed = True
+
+    full = Full()
+    monkeypatch.setattr(edge.body.tempfile, "TemporaryFile", lambda **_: full)
+    budget = BodyBudget()
+    with pytest.raises(HttpError) as caught:
+        await read(budget, *[b"x" * SPOOL_ABOVE_BYTES] * 3)
+    assert (caught.value.status, full.closed, budget.held_bytes) == (503, True, 0)
+    assert "No space left on device" in caught.value.text
+
+
 async def test_a_client_that_leaves_gives_its_memory_back() -> None:
     class Leaving(Conn):
         async def read_body_some(self) -> bytes:

@@ -153,6 +153,12 @@ def test_what_is_kept_has_a_limit(over: int) -> None:
     assert member.size == CAPTURE_MAX_BYTES + over
 
 
+@pytest.mark.parametrize(("end", "fine"), [(b'\\u00e9"', True), (b'\\q"', False), (b'\\u00g9"', False), (b'\x01"', False), (b"\\", False)])
+@pytest.mark.parametrize("size", [1, 10_001, 10_003])
+def test_a_long_string_is_as_strict_as_a_short_one(end: bytes, fine: bool, size: int) -> None:
+    assert (scan(b'"' + b"x" * 10_000 + end, size=size).problem is None) is fine
+
+
 def test_a_number_without_end_is_refused() -> None:
     assert "number" in (scan(b'{"m":' + b"1" * 200_000 + b"}").problem or "")
 
