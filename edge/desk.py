@@ -1,7 +1,7 @@
 """Where the router's effects for one live request are left for the task that serves it.
 
 Decides nothing. `put` is sync, so that a decision made on behalf of another request never waits for this one; the order of effects
-is kept. A `Cut` is not queued: it cancels the attempt that is running, and says why.
+is kept. A `Cut` is not queued: it ends the attempt that is running, and says why.
 """
 
 from collections import deque
@@ -16,24 +16,29 @@ from core.units import RequestId
 Answer = Forward | Wait | Refuse | PassOn
 
 
+class Attempt(Protocol):
+    """An attempt that a Cut can end."""
+
+    def give_up(self, why: str) -> None:
+        """The router wants no more of it; `why` is a sentence for the client and the record."""
+
+
 class Desk:
     """One per live request."""
 
-    __slots__ = ("_answers", "_arrived", "_attempt", "cut_reason", "request_id")
+    __slots__ = ("_answers", "_arrived", "_attempt", "request_id")
 
     def __init__(self, request_id: RequestId) -> None:
         self.request_id = request_id
-        self.cut_reason: str | None = None
         self._answers: deque[Answer] = deque()
         self._arrived: trio.Event | None = None
-        self._attempt: trio.CancelScope | None = None
+        self._attempt: Attempt | None = None
 
     def put(self, effect: RequestEffect) -> None:
         """Leave `effect` here; called by the driver."""
         if isinstance(effect, Cut):
             if self._attempt is not None:
-                self.cut_reason = effect.reason
-                self._attempt.cancel()
+                self._attempt.give_up(effect.reason)
             return
         self._answers.append(effect)
         if self._arrived is not None:
@@ -55,9 +60,8 @@ class Desk:
                 self._arrived = None
         return self._answers.popleft()
 
-    def begin(self, attempt: trio.CancelScope) -> None:
-        """From now on a Cut cancels `attempt`."""
-        self.cut_reason = None
+    def begin(self, attempt: Attempt) -> None:
+        """From now on a Cut ends `attempt`."""
         self._attempt = attempt
 
     def end(self) -> None:

@@ -205,7 +205,7 @@ class UpstreamConnection(WatchedSocket):
                 self._streak = 0
                 await self.park()
                 if self.closed:
-                    raise UpstreamCut("the connection was closed")
+                    raise self._cut or UpstreamCut("the connection was closed")
                 if not self.readable:
                     continue
             elif self._streak == READS_IN_A_ROW:
@@ -336,6 +336,12 @@ class UpstreamConnection(WatchedSocket):
         else:
             self.timed_out = True
             self.wake()
+
+    def abandon(self, why: str) -> None:
+        """Close, and let whoever reads or sends know why: UpstreamCut with this text."""
+        if not self.closed and self._cut is None:
+            self._cut = UpstreamCut(why)
+        self.close()
 
     def close(self) -> None:
         """Close whole, never half. May be called twice."""

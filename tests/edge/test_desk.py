@@ -56,36 +56,38 @@ async def test_one_task_at_a_desk() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_cut_cancels_the_running_attempt_and_says_why() -> None:
-    desk = Desk(ID)
-    with trio.CancelScope() as scope:
-        desk.begin(scope)
-        desk.put(Cut(request_id=ID, reason="its node is offline"))
-        await trio.sleep_forever()
-    assert scope.cancelled_caught
-    assert desk.cut_reason == "its node is offline"
+class Attempt:
+    """Remembers why it was given up."""
+
+    def __init__(self) -> None:
+        self.why: list[str] = []
+
+    def give_up(self, why: str) -> None:
+        self.why.append(why)
+
+
+def test_a_cut_ends_the_running_attempt_and_says_why() -> None:
+    desk, attempt = Desk(ID), Attempt()
+    desk.begin(attempt)
+    desk.put(Cut(request_id=ID, reason="its node is offline"))
+    assert attempt.why == ["its node is offline"]
     assert desk.take_nowait() is None
 
 
-async def test_a_cut_after_the_attempt_means_nothing() -> None:
-    desk = Desk(ID)
-    with trio.CancelScope() as scope:
-        desk.begin(scope)
-        desk.end()
-        desk.put(Cut(request_id=ID, reason="late"))
-        await trio.lowlevel.checkpoint()
-    assert not scope.cancelled_caught
-    assert desk.cut_reason is None
-
-
-async def test_a_new_attempt_forgets_the_last_cut() -> None:
-    desk = Desk(ID)
-    with trio.CancelScope() as scope:
-        desk.begin(scope)
-        desk.put(Cut(request_id=ID, reason="gone"))
-        await trio.lowlevel.checkpoint()
+def test_a_cut_after_the_attempt_means_nothing() -> None:
+    desk, attempt = Desk(ID), Attempt()
+    desk.begin(attempt)
     desk.end()
-    desk.begin(trio.CancelScope())
-    assert desk.cut_reason is None
+    desk.put(Cut(request_id=ID, reason="late"))
+    assert attempt.why == []
+
+
+def test_a_cut_never_ends_the_attempt_before() -> None:
+    desk, first, second = Desk(ID), Attempt(), Attempt()
+    desk.begin(first)
+    desk.end()
+    desk.begin(second)
+    desk.put(Cut(request_id=ID, reason="gone"))
+    assert (first.why, second.why) == ([], ["gone"])
     desk.put(Refuse(request_id=ID, status=503, text="busy"))
     assert desk.take_nowait() is not None
