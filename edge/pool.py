@@ -19,6 +19,17 @@ from edge.wire_watch import NEVER, Watch
 DIAL_LIMIT_S: Final = 3.0
 IDLE_MAX: Final = 64
 IDLE_S: Final = 60.0
+KEEPALIVE_IDLE_S: Final = 15
+"""A connection that is silent for so long is asked whether the other end is there: a machine that lost its power and booted again says so
+only then. A node may rightly be silent for minutes, so silence alone ends nothing."""
+KEEPALIVE_EVERY_S: Final = 5
+KEEPALIVE_PROBES: Final = 6
+_KEEPALIVE: Final = {
+    "TCP_KEEPIDLE": KEEPALIVE_IDLE_S,
+    "TCP_KEEPALIVE": KEEPALIVE_IDLE_S,
+    "TCP_KEEPINTVL": KEEPALIVE_EVERY_S,
+    "TCP_KEEPCNT": KEEPALIVE_PROBES,
+}
 _UNIX: Final = "unix:"
 
 
@@ -98,12 +109,21 @@ async def _addresses(upstream: Upstream) -> list[tuple[socket.AddressFamily, obj
     return [(family, address) for family, _, _, _, address in found]
 
 
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        option = getattr(socket, name, None)  # which of them there are depends on the system
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 async def _connect(family: socket.AddressFamily, address: object) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep_alive(sock)
         code = sock.connect_ex(address)  # type: ignore[arg-type]
         if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             await trio.lowlevel.wait_writable(sock)

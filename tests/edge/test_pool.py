@@ -118,6 +118,14 @@ async def test_dialling() -> None:
             await pool.dial(Upstream(host="127.0.0.1", port=port))
 
 
+async def test_a_silent_connection_asks_whether_the_other_end_is_there() -> None:
+    async with running_watch() as watch:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            conn = await Pool(watch).dial(Upstream(host="127.0.0.1", port=listening.getsockname()[1]))
+            assert conn.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            conn.close()
+
+
 async def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "web"
     async with running_watch() as watch:
