@@ -79,6 +79,8 @@ class Good(msgspec.Struct, kw_only=True):
     """The client got something of it, or may have."""
     body_bytes: int = 0
     """Body bytes given to the client's connection."""
+    sending: bool = False
+    """A send is under way: if it was interrupted, the client may have part of a chunk, and nothing can be said after it."""
 
     @property
     def length(self) -> int | None:
@@ -215,7 +217,9 @@ async def pour(
         if good.whole:
             break
         if not conn.has_bytes:  # else what comes next, often the end, goes out with it
+            good.sending = True
             await client.send(out)
+            good.sending = False
             out = b""
         try:
             data = await conn.read_some()
@@ -275,7 +279,7 @@ async def end_badly(good: Good, client: ClientConnection, route: Route, text: st
     Raises ClientGone.
     """
     client.must_close = True
-    if good.judge is not None:
+    if good.judge is not None and not good.sending:
         await client.send(_framed(good, in_band_error(route, text, mid_line=good.judge.mid_line)))
 
 

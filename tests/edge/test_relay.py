@@ -4,9 +4,11 @@ import json
 import re
 
 import pytest
+import trio
+import trio.testing
 
 from core.events import Failure, Protocol, Route, Usage
-from edge.relay import ERROR_MAX_BYTES, NO_END, Failed, Good, end_badly, in_band_error, open_answer
+from edge.relay import ERROR_MAX_BYTES, NO_END, Failed, Good, end_badly, in_band_error, open_answer, pour
 from edge.wire import UpstreamCut, UpstreamGarbled
 from tests.edge.answers import (
     HOLD_BYTES,
@@ -343,6 +345,25 @@ async def test_an_answer_that_is_given_up_is_told_so_within_the_line() -> None:
         assert client.must_close
 
 
+async def test_nothing_is_said_behind_half_a_chunk(autojump_clock: trio.testing.MockClock) -> None:
+    class Slow(Client):
+        async def send(self, data: bytes) -> None:
+            await super().send(data[: len(data) // 2])
+            if len(self.sends) == 2:
+                await trio.sleep_forever()
+
+    lines = [b'{"response":"a","done":false}\n'] * 3
+    node, client = Node(response(200, NDJSON), lines), Slow()
+    opened = await open_answer(node, route=Route.GENERATE, stream=True, hold_bytes=10)  # type: ignore[arg-type]
+    assert isinstance(opened, Good)
+    with trio.move_on_after(1) as scope:
+        await pour(opened, node, client, head_bytes=b"", route=Route.GENERATE)  # type: ignore[arg-type]
+    assert scope.cancelled_caught
+    await end_badly(opened, client, Route.GENERATE, "gone")  # type: ignore[arg-type]
+    assert len(client.sends) == 2
+    assert client.must_close
+
+
 def test_in_band_errors_are_in_the_manner_of_the_route() -> None:
     text = 'broke "<here>"'
     shown = rb'"broke \"\u003chere\u003e\""'
@@ -359,8 +380,6 @@ def test_in_band_errors_are_in_the_manner_of_the_route() -> None:
 
 
 async def test_body_bytes_can_be_watched() -> None:
-    from edge.relay import pour
-
     node = Node(response(200, NDJSON), [b'{"response":"a"}\n', b'{"done":true}\n'])
     opened = await open_answer(node, route=Route.GENERATE, stream=True, hold_bytes=10)  # type: ignore[arg-type]
     assert isinstance(opened, Good)
