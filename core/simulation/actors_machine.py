@@ -24,6 +24,8 @@ from core.units import Instant
 
 LOOK_S: Final = 2.0
 """How often an agent looks at its Ollama."""
+KEEPALIVE_S: Final = 20.0
+"""After a silent crash and a boot, how long until the coordinator's system finds a connection dead (`edge.pool` has it ask)."""
 SOON_S: Final = 0.02
 """Until an agent sees a change, and until a node answers what takes no work."""
 ROUNDING_S: Final = 1e-3
@@ -82,6 +84,8 @@ class Machine:
         self._clock = Clock(now=stage.now)
         self._link_clock = Clock(now=stage.now)
         self._connections: dict[str, Connection] = {}
+        self._orphans: list[Connection] = []
+        """Those that a silent crash left open at the other end."""
         self._ollama_alarm = Alarm(stage, self._ollama_due)
         self._link_alarm = Alarm(stage, self._link_due)
         self._look_alarm = Alarm(stage, self._look_due)
@@ -96,6 +100,9 @@ class Machine:
         now = self._stage.now
         self.up, self.silent, self._paused, self._speed = True, False, False, 1.0
         self.boot += 1
+        orphans, self._orphans = self._orphans, []
+        for connection in orphans:
+            self._stage.at(now + KEEPALIVE_S, self._say, connection, RESET)
         self._clock = Clock(now=now)
         self._link_clock.turn(self._link_clock.rate, now=now)
         self.start_ollama()
@@ -113,15 +120,18 @@ class Machine:
         if not self.up:
             return
         connections = list(self._connections.values())
+        connections += [given[0] for deed, given in self._inbox if deed == self.taken]
         self.up = self.ollama_up = self._paused = False
         self.silent, self.link = silent, None
         self._inbox.clear()
         self._connections.clear()
         for alarm in (self._ollama_alarm, self._link_alarm, self._look_alarm):
             alarm.set(float("inf"))
-        if not silent:
-            for connection in connections:
-                self._say(connection, Answer(failure=Failure.DIED, text="connection reset by the node"))
+        if silent:
+            self._orphans += connections
+            return
+        for connection in connections:
+            self._say(connection, RESET)
 
     def start_ollama(self) -> None:
         """Its Ollama starts with nothing in memory."""
@@ -215,8 +225,10 @@ class Machine:
     def taken(self, connection: Connection) -> None:
         """A request arrived whole."""
         if not self.up:
-            if not self.silent:
-                self._say(connection, Answer(failure=Failure.DIED, text="connection reset by the node"))
+            if self.silent:
+                self._orphans.append(connection)
+            else:
+                self._say(connection, RESET)
         elif self._paused:
             self._inbox.append((self.taken, (connection,)))
         elif not connection.client_closed:
@@ -472,6 +484,7 @@ def _ns(seconds: float, rate: float) -> int:
     return round(max(0.0, seconds) / rate * 1e9)
 
 
+RESET: Final = Answer(failure=Failure.DIED, text="connection reset by the node")
 FAULTS: Final = ("refuse_500", "refuse_503", "cut", "empty", "died", "load_error")
 _REFUSALS: Final = {
     "refuse_500": Answer(failure=Failure.ANSWERED, status=500, text="llama runner process has terminated: exit status 2"),

@@ -214,12 +214,19 @@ class Shell:
         self.apply(came)
         self._turn(serving)
         if ask.patience_s is not None:
-            self._stage.at(self._stage.now + ask.patience_s, self.leave, ask.request, serving)
+            self._stage.at(self._stage.now + ask.patience_s, self._impatient, serving)
 
-    def leave(self, request: int, only: Serving | None = None) -> None:
+    def _impatient(self, serving: Serving) -> None:
+        """It waited long enough; once the world is healed clients wait for ever, so that nobody hides what hangs."""
+        if serving.over or self._stage.healed:
+            self._stage.idle()
+        else:
+            self.leave(serving.ask.request)
+
+    def leave(self, request: int) -> None:
         """The client closes its connection."""
         serving = self.servings.get(request)
-        if serving is not None and (only is None or serving is only):
+        if serving is not None:
             self._close(serving)
             self._settle(serving, Ending.CANCELLED, 499, "the client left")
 

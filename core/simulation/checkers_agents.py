@@ -33,7 +33,7 @@ class Agent:
     """One agent as the messages show it."""
 
     __slots__ = (
-        "agentless", "boot", "cap", "heard_at", "id", "installed", "leases", "leaving", "loaded", "out", "pending", "reported", "sequence",
+        "agentless", "boot", "cap", "heard_at", "id", "installed", "leases", "leaving", "out", "pending", "reported", "sequence",
         "troubled_at", "well",
     )  # fmt: skip
 
@@ -50,7 +50,6 @@ class Agent:
         """It said itself that it wants nothing new."""
         self.pending = False
         self.installed: dict[ModelKey, None] | None = None
-        self.loaded: dict[ModelKey, None] = {}
         self.cap: int | None = None
         self.reported = 0
         """Requests that it works on by its own count."""
@@ -163,8 +162,6 @@ class AgentBook:
         agent.boot, agent.sequence = beat.boot, beat.sequence
         if beat.installed_models is not None:
             agent.installed = _keys(beat.installed_models)
-        if beat.loaded_models is not None:
-            agent.loaded = _keys(beat.loaded_models)
         agent.reported = beat.active_requests
         agent.leaving = beat.draining
         well = beat.ollama_ok and agent.installed is not None
@@ -183,8 +180,6 @@ class AgentBook:
             if not agent.well:
                 agent.troubled_at = now
             agent.well = True
-        if event.loaded is not None:
-            agent.loaded = _keys(event.loaded)
 
     def _registered(self, event: AgentRegistered, effects: Sequence[Effect], now: Instant) -> None:
         answer = next((effect for effect in effects if isinstance(effect, Registered)), None)

@@ -16,6 +16,8 @@ from core.simulation.script import Action, Timed
 COMMANDS: Final = ("drain", "connect", "disconnect", "disconnect_now", "delete", "approve", "connect", "approve")
 """What admins order; the healing ones twice as often."""
 FAILINGS: Final = ("refuse_500", "refuse_503", "cut", "empty", "died", "load_error")
+KEEP_ALIVES_S: Final = (0.0, 5.0, 60.0)
+"""Not for ever: a load whose victim is kept for ever waits for ever, on a real Ollama too."""
 _RARE: Final = Ratio(1, 25)
 _OFTEN: Final = Ratio(1, 2)
 _THIRD: Final = Ratio(1, 3)
@@ -51,7 +53,7 @@ def ask(number: int, options: Options, prng: Prng) -> script.Ask:
         patience_s=options.patience_s * prng.between(50, 200) / 100,
         stream=not prng.chance(_THIRD),
         num_ctx=prng.pick((2048, 8192)) if prng.chance(_RARE) else None,
-        keep_alive_s=prng.pick((-1.0, 5.0, 60.0)) if prng.chance(_RARE) else None,
+        keep_alive_s=prng.pick(KEEP_ALIVES_S) if prng.chance(_RARE) else None,
         conversation=prng.below(20) if prng.chance(_THIRD) else None,
         kind=kind,
         spelling=prng.below(4),
