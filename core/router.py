@@ -287,7 +287,8 @@ class Router:
             self._dispatcher.release(request, effects, now=now)
             self._look = True
             if event.node_fault is not None:
-                self._blame(request, classify(event.node_fault), event.node_fault, event.message, effects, now)
+                verdict = classify(event.node_fault, status=500, text=event.message)  # told in-band: as late as a 500 can be
+                self._blame(request, verdict, event.node_fault, event.message, effects, now)
                 outcome = event.node_fault.value
             else:
                 outcome = event.ending.value

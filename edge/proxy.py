@@ -384,8 +384,8 @@ class _One:
         extra = self._extra(node)
         if effect.retry_after_s is not None:
             extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
-        head = response_head(kept.head, framing="length", length=len(kept.body), keep_alive=not self.conn.must_close, extra=extra)
-        await self.conn.send(head + kept.body)
+        head = response_head(kept.head, framing=kept.framing, keep_alive=not self.conn.must_close, extra=extra)
+        await self.conn.send(head + kept.framed())
         return Settled(
             request_id=self.request_id,
             ending=Ending.ERROR,

@@ -75,12 +75,8 @@ class Good(msgspec.Struct, kw_only=True):
     judge: StreamJudge | None = None
     """Of a stream; None for an answer that is one value."""
     framing: Framing = "chunked"
-    started: bool = False
-    """The client got something of it, or may have."""
     body_bytes: int = 0
     """Body bytes given to the client's connection."""
-    sending: bool = False
-    """A send is under way: if it was interrupted, the client may have part of a chunk, and nothing can be said after it."""
 
     @property
     def length(self) -> int | None:
@@ -200,7 +196,6 @@ async def pour(
     Each read of the node goes out at once, as one chunk. `good.framing_for` was asked before. `on_chunk` sees the body's bytes. When
     the result is not clean the client's connection must close (`must_close` is set). Raises ClientGone.
     """
-    good.started = True
     if good.framing == "close":
         client.must_close = True
     data = good.first
@@ -217,9 +212,7 @@ async def pour(
         if good.whole:
             break
         if not conn.has_bytes:  # else what comes next, often the end, goes out with it
-            good.sending = True
             await client.send(out)
-            good.sending = False
             out = b""
         try:
             data = await conn.read_some()
@@ -271,16 +264,6 @@ async def _finish(
 
 def _framed(good: Good, data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if good.framing == "chunked" else data
-
-
-async def end_badly(good: Good, client: ClientConnection, route: Route, text: str) -> None:
-    """End an answer that was begun and is given up: say why in-band, if it is a stream, and let the connection close.
-
-    Raises ClientGone.
-    """
-    client.must_close = True
-    if good.judge is not None and not good.sending:
-        await client.send(_framed(good, in_band_error(route, text, mid_line=good.judge.mid_line)))
 
 
 def in_band_error(route: Route, text: str, *, mid_line: bool) -> bytes:

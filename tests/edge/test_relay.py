@@ -4,11 +4,9 @@ import json
 import re
 
 import pytest
-import trio
-import trio.testing
 
 from core.events import Failure, Protocol, Route, Usage
-from edge.relay import ERROR_MAX_BYTES, NO_END, Failed, Good, end_badly, in_band_error, open_answer, pour
+from edge.relay import ERROR_MAX_BYTES, NO_END, Failed, Good, in_band_error, open_answer, pour
 from edge.wire import UpstreamCut, UpstreamGarbled
 from tests.edge.answers import (
     HOLD_BYTES,
@@ -329,39 +327,6 @@ async def test_an_error_answer_that_is_cut_is_a_death() -> None:
     _, opened, _ = await relayed(Node(response(500, JSON), [b'{"err'], CUT), Route.CHAT)
     assert isinstance(opened, Failed)
     assert opened.failure is Failure.DIED
-
-
-async def test_an_answer_that_is_given_up_is_told_so_within_the_line() -> None:
-    for kind, told in ((NDJSON, b'\n{"error":"gone"}\n'), (JSON, b"")):
-        node = Node(response(200, kind), [b'{"a', b"b" * HOLD_BYTES])
-        opened = await open_answer(node, route=Route.CHAT, stream=True, hold_bytes=10)  # type: ignore[arg-type]
-        assert isinstance(opened, Good)
-        opened.framing_for(asker("1.0"))
-        if opened.judge:
-            opened.judge.feed(opened.first)
-        client = Client()
-        await end_badly(opened, client, Route.CHAT, "gone")  # type: ignore[arg-type]
-        assert client.received == told
-        assert client.must_close
-
-
-async def test_nothing_is_said_behind_half_a_chunk(autojump_clock: trio.testing.MockClock) -> None:
-    class Slow(Client):
-        async def send(self, data: bytes) -> None:
-            await super().send(data[: len(data) // 2])
-            if len(self.sends) == 2:
-                await trio.sleep_forever()
-
-    lines = [b'{"response":"a","done":false}\n'] * 3
-    node, client = Node(response(200, NDJSON), lines), Slow()
-    opened = await open_answer(node, route=Route.GENERATE, stream=True, hold_bytes=10)  # type: ignore[arg-type]
-    assert isinstance(opened, Good)
-    with trio.move_on_after(1) as scope:
-        await pour(opened, node, client, head_bytes=b"", route=Route.GENERATE)  # type: ignore[arg-type]
-    assert scope.cancelled_caught
-    await end_badly(opened, client, Route.GENERATE, "gone")  # type: ignore[arg-type]
-    assert len(client.sends) == 2
-    assert client.must_close
 
 
 def test_in_band_errors_are_in_the_manner_of_the_route() -> None:
