@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: it builds what it needs first. All paths are relative, so the directory's name may be anything.
 # PYTHON=... names the interpreter to use; by default the first one found that is new enough.
 
-.PHONY: help run test check bench prove clean debian-packages
+.PHONY: help run test check lint bench prove clean debian-packages
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -20,15 +20,18 @@ help:
 run: $(VENV)/.stamp-run
 	@exec $(VENV)/bin/ollama-router up
 
-test: check debian-packages
+test: lint debian-packages
 	$(PY) -m pytest
+	$(PY) -m tests.house.coverage_by_module
 
-check: $(VENV)/.stamp-test
+check: lint
+	$(PY) -m tests.house.coverage_by_module
+
+lint: $(VENV)/.stamp-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(PY) -m tests.house.coverage_by_module
 
 bench: $(VENV)/.stamp-test debian-packages
 	$(PY) -m tests.bench
