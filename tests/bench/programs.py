@@ -26,7 +26,7 @@ READY_WITHIN_S = 20.0
 SMALL, STREAM, PACED, IDLE = "small:latest", "stream:latest", "paced:latest", "idle:latest"
 PACE_S = 0.002
 """Between two lines of a paced stream."""
-NODES = {"small-1": SMALL, "small-2": SMALL, "stream": STREAM, "paced": PACED, "idle": IDLE}
+NODES = {"small-1": SMALL, "small-2": SMALL, "stream": STREAM, "paced": PACED, "idle-1": IDLE, "idle-2": IDLE}
 SLOTS = 1024
 
 
