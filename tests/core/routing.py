@@ -1,0 +1,222 @@
+"""A router with nodes, for the tests of what it decides: short ways to say what happens, and to pick effects."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from core.config import RouterConfig
+from core.events import (
+    AgentCommanded,
+    AgentRegistered,
+    AttemptEnded,
+    BackendAdded,
+    Command,
+    Effect,
+    Ending,
+    Event,
+    Failure,
+    FirstByte,
+    Forward,
+    HeartbeatCame,
+    NodePolled,
+    NodeSilent,
+    PassOn,
+    Pulse,
+    Refuse,
+    RequestCame,
+    Route,
+    Settled,
+    Upstream,
+    Usage,
+    Wait,
+)
+from core.invariants import check
+from core.messages import GpuDevice, Heartbeat, Registration
+from core.router import Router
+from core.units import AgentId, Instant, RequestId, UnixMs
+
+T = TypeVar("T")
+
+GPU = [GpuDevice(model="RTX", count=1)]
+
+
+def row(name: str, *, size: int = 4_900_000_000, digest: str = "") -> dict[str, Any]:
+    """A row of `/api/tags` or `/api/ps`."""
+    return {"name": name, "model": name, "size": size, "digest": digest or f"digest of {name}"}
+
+
+def of(effects: list[Effect], kind: type[T]) -> list[T]:
+    """The effects of one kind."""
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def one(effects: list[Effect], kind: type[T]) -> T:
+    """The only effect of that kind."""
+    (found,) = of(effects, kind)
+    return found
+
+
+def registration(name: str = "box", **changes: Any) -> Registration:
+    """A plain agent's, with a GPU."""
+    fields: dict[str, Any] = {
+        "machine_name": name,
+        "ip_address": "10.0.0.1",
+        "ollama_version": "0.20.0",
+        "ollama_port": 11434,
+        "gpu_available": True,
+        "gpu_devices": GPU,
+    }
+    return Registration(**{**fields, **changes})
+
+
+class World:
+    """A router that is checked after each step, and its time."""
+
+    def __init__(self, **config: Any) -> None:
+        self.now = 100.0
+        self.router = Router(RouterConfig(**config), now=Instant(self.now))
+        self.count = 0
+        self.watch: Callable[[list[Effect]], None] = lambda effects: None
+        """Shown the effects of each step, at its time."""
+
+    def do(self, event: Event) -> list[Effect]:
+        """`event` happens now."""
+        effects = self.router.handle(event, now=Instant(self.now))
+        check(self.router, now=Instant(self.now))
+        self.watch(effects)
+        return effects
+
+    def wait(self, seconds: float) -> list[Effect]:
+        """Time passes, deadline by deadline."""
+        effects: list[Effect] = []
+        end = self.now + seconds
+        while (deadline := self.router.next_deadline()) is not None and deadline <= end:
+            self.now = max(self.now, deadline)
+            effects += self.tick()
+        self.now = end
+        return effects + self.tick()
+
+    def tick(self) -> list[Effect]:
+        """The timer rings."""
+        effects = self.router.tick(now=Instant(self.now))
+        assert self.router.tick(now=Instant(self.now)) == [], "R13: a second tick did something"
+        check(self.router, now=Instant(self.now))
+        self.watch(effects)
+        return effects
+
+    # ------------------------------------------------------------ nodes
+
+    def backend(self, name: str, *models: str, loaded: tuple[str, ...] = (), slots: int = 1, size: int = 4_900_000_000) -> AgentId:
+        """An agentless node that is ready."""
+        agent_id = AgentId(f"id of {name}")
+        upstream = Upstream(host="127.0.0.1", port=2000 + self.count)
+        self.count += 1
+        self.do(BackendAdded(agent_id=agent_id, name=name, upstream=upstream, slots=slots, now_unix=UnixMs(self.count)))
+        self.poll(agent_id, installed=[row(model, size=size) for model in models], loaded=[row(model) for model in loaded])
+        return agent_id
+
+    def poll(self, agent_id: AgentId, *, alive: bool = True, asked_at: float | None = None, **lists: Any) -> list[Effect]:
+        """The node answers a poll."""
+        asked = None if asked_at is None else Instant(asked_at)
+        return self.do(NodePolled(agent_id=agent_id, alive=alive, asked_at=asked, now_unix=self.unix(), **lists))
+
+    def silent(self, agent_id: AgentId, *, refused: bool = True) -> list[Effect]:
+        """A check of the node fails."""
+        return self.do(NodeSilent(agent_id=agent_id, refused=refused))
+
+    def unix(self) -> UnixMs:
+        """The calendar's time."""
+        return UnixMs(1_700_000_000_000 + round(self.now * 1000))
+
+    def register(
+        self, given: Registration, *, agent_id: str = "", trusted: bool = True, host: str = "10.0.0.1", **changes: Any
+    ) -> list[Effect]:
+        """An agent introduces itself."""
+        self.count += 1
+        fields: dict[str, Any] = {
+            "registration": given,
+            "new_id": AgentId(agent_id or f"agent {self.count}"),
+            "code": f"CODE-{self.count}",
+            "trusted": trusted,
+            "gpu_exempt": False,
+            "upstream": Upstream(host=host, port=11435, gateway=True),
+            "now_unix": self.unix(),
+        }
+        return self.do(AgentRegistered(**{**fields, **changes}))
+
+    def beat(self, agent_id: str, **fields: Any) -> list[Effect]:
+        """The agent reports."""
+        given: dict[str, Any] = {"agent_id": agent_id, "cpu_usage": 10.0, "memory_usage": 20.0, **fields}
+        return self.do(HeartbeatCame(heartbeat=Heartbeat(**given), now_unix=self.unix()))
+
+    def agent_with(self, name: str, *models: str, **fields: Any) -> AgentId:
+        """An agent that is ready."""
+        self.register(registration(name, **fields), agent_id=name)
+        self.beat(name, installed_models=[row(model) for model in models], loaded_models=[], boot=fields.get("boot", 0), sequence=1)
+        return AgentId(name)
+
+    def order(self, agent_id: AgentId, command: Command) -> list[Effect]:
+        """An admin orders something."""
+        return self.do(AgentCommanded(agent_id=agent_id, command=command))
+
+    def state(self, agent_id: AgentId) -> str:
+        """How the agent stands."""
+        view = self.router.agent(agent_id)
+        assert view is not None
+        return view.state
+
+    # ------------------------------------------------------------ requests
+
+    def ask(self, request_id: str, model: str | None = "m", **fields: Any) -> list[Effect]:
+        """A client asks."""
+        given: dict[str, Any] = {"route": Route.CHAT, "client": "c", "stream": True, "input_tokens": 20, **fields}
+        return self.do(RequestCame(request_id=RequestId(request_id), model=model, **given))
+
+    def first(self, request_id: str) -> list[Effect]:
+        """The first byte of an answer comes."""
+        return self.do(FirstByte(request_id=RequestId(request_id)))
+
+    def settle(self, request_id: str, ending: Ending = Ending.SUCCESS, **fields: Any) -> list[Effect]:
+        """The request is over."""
+        return self.do(Settled(request_id=RequestId(request_id), ending=ending, **fields))
+
+    def fail(self, request_id: str, failure: Failure, status: int = 0, text: str = "", **fields: Any) -> list[Effect]:
+        """The attempt fails before its first byte."""
+        return self.do(AttemptEnded(request_id=RequestId(request_id), failure=failure, status=status, text=text, **fields))
+
+    def busy(self, request_id: str) -> list[Effect]:
+        """The node says 503."""
+        return self.fail(request_id, Failure.ANSWERED, 503, "server busy, please try again.  maximum pending requests exceeded")
+
+    def serve(self, request_id: str, seconds: float = 1.0, **fields: Any) -> list[Effect]:
+        """The node answers in `seconds`, first byte at once."""
+        effects = self.first(request_id)
+        self.now += seconds
+        return effects + self.settle(request_id, **fields)
+
+    def pulse(self, *requests: str, heard: tuple[AgentId, ...] = ()) -> list[Effect]:
+        """The shell says what lives."""
+        return self.do(Pulse(requests=tuple(RequestId(request_id) for request_id in requests), heard=heard))
+
+
+def answer(effects: list[Effect], request_id: str) -> Forward | Wait | Refuse | PassOn | None:
+    """What is to be done with the request, if anything was decided; the last of it."""
+    found = [effect for effect in effects if isinstance(effect, Forward | Wait | Refuse | PassOn) and effect.request_id == request_id]
+    return found[-1] if found else None
+
+
+def node_of(effects: list[Effect], request_id: str) -> AgentId | None:
+    """Where the request is forwarded; None when it is not."""
+    found = answer(effects, request_id)
+    return found.lease.agent_id if isinstance(found, Forward) else None
+
+
+def usage(*, prompt: int = 20, output: int = 50, load_s: float = 0.0, prompt_s: float = 0.1, eval_s: float = 0.9) -> Usage:
+    """A node's own figures."""
+    return Usage(
+        prompt_tokens=prompt,
+        output_tokens=output,
+        total_ns=round((load_s + prompt_s + eval_s) * 1e9),
+        load_ns=round(load_s * 1e9),
+        prompt_ns=round(prompt_s * 1e9),
+        eval_ns=round(eval_s * 1e9),
+    )
