@@ -8,7 +8,8 @@ The life of a request (both edges):
 
     RequestCame ──► Forward | Wait | Refuse
     Wait        ──► later Forward | Refuse, at the request's desk
-    Forward     ──► the shell tries the node: FirstByte once, then Settled; or, before any byte reached the client,
+    Forward     ──► the shell tries the node: FirstByte once (an answer that was held whole needs none), then Settled; or, before any
+                    byte reached the client,
                     AttemptEnded ──► Forward (another node) | Wait | PassOn | Refuse
     Cut         ──► at any time: this attempt's node is gone; stop waiting for it, and say AttemptEnded (or end in-band)
     Settled     exactly once per RequestCame, whatever happened
@@ -23,7 +24,13 @@ from core.messages import AgentSettings, Heartbeat, Metrics, Registration
 from core.units import AgentId, Instant, LeaseId, RequestId, UnixMs
 
 
-class Protocol(enum.Enum):
+class _Word(enum.Enum):
+    """An enumeration that is looked up often: members are singletons, so identity is all that a hash needs."""
+
+    __hash__ = object.__hash__
+
+
+class Protocol(_Word):
     """Whose manners a route has: error envelopes and stream ends go by it."""
 
     NATIVE = "native"
@@ -32,7 +39,7 @@ class Protocol(enum.Enum):
     ANTHROPIC = "anthropic"
 
 
-class Route(enum.Enum):
+class Route(_Word):
     """A route that is forwarded to a node. The value is the `request_type` of the record."""
 
     CHAT = "chat"
@@ -48,22 +55,17 @@ class Route(enum.Enum):
     V1_MESSAGES = "v1_messages"
     V1_TRANSCRIPTIONS = "v1_transcriptions"
 
-    @property
-    def protocol(self) -> Protocol:
-        return _PROTOCOLS.get(self, Protocol.NATIVE if not self.value.startswith("v1_") else Protocol.OPENAI)
+    protocol: Protocol
+    runs_model: bool
+    """Whether a node needs the model in memory for it."""
+    streams_by_default: bool
+    """What an absent `stream` means."""
 
-    @property
-    def runs_model(self) -> bool:
-        """Whether a node needs the model in memory for it."""
-        return self not in (Route.SHOW, Route.V1_MODEL)
-
-    @property
-    def streams_by_default(self) -> bool:
-        """What an absent `stream` means."""
-        return self in (Route.CHAT, Route.GENERATE)
-
-
-_PROTOCOLS = {Route.V1_RESPONSES: Protocol.RESPONSES, Route.V1_MESSAGES: Protocol.ANTHROPIC}
+    def __init__(self, value: str) -> None:
+        own = {"v1_responses": Protocol.RESPONSES, "v1_messages": Protocol.ANTHROPIC}
+        self.protocol = own.get(value, Protocol.OPENAI if value.startswith("v1_") else Protocol.NATIVE)
+        self.runs_model = value not in ("show", "v1_model")
+        self.streams_by_default = value in ("chat", "generate")
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,12 +133,12 @@ class RequestCame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FirstByte(msgspec.Struct, frozen=True, kw_only=True):
-    """The first body byte of a good answer is here: from now on the client sees this attempt."""
+    """The first body byte of a good answer is here: from now on the client sees this attempt. `Settled` as a success implies it."""
 
     request_id: RequestId
 
 
-class Failure(enum.Enum):
+class Failure(_Word):
     """How an attempt ended before the client saw a byte of it."""
 
     REFUSED = "refused"
@@ -173,7 +175,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, kw_only=True):
     """INCOMPLETE that ends in the repeat guard's equal tokens: the node is healthy."""
 
 
-class Ending(enum.Enum):
+class Ending(_Word):
     """How a request ended for its client; the value is the record's `status`."""
 
     SUCCESS = "success"

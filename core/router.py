@@ -14,6 +14,7 @@ Invariants (numbers as in `core.invariants`):
 from collections.abc import Callable
 from typing import Any, Final
 
+from core.agents import Agent
 from core.config import RouterConfig
 from core.dispatch import Dispatcher
 from core.errors import LocalError
@@ -55,8 +56,6 @@ __all__ = ["AgentView", "Explanation", "Router", "Statistics", "WaitingView"]
 WHY_MAX: Final = 200
 """Characters of a node's error text that logs and ejections quote."""
 
-_LABELS: Final = {"requests_total": ("route", "status"), "attempts_total": ("outcome",), "late_reports_total": ("kind",)}
-
 
 class Router:
     """One per coordinator."""
@@ -75,7 +74,7 @@ class Router:
         self._settled_total = 0
         self._look = False
         """Whether somebody who waits may be able to go since the last look."""
-        self._counts: dict[tuple[str, ...], Count] = {}
+        self._deadline = self._earliest()
         self._handlers: dict[type, Callable[[Any, list[Effect], Instant], None]] = {
             RequestCame: self._request_came,
             FirstByte: self._first_byte,
@@ -101,12 +100,13 @@ class Router:
             LocalError: the shell broke the order of events that `core.events` describes.
         """
         effects: list[Effect] = []
-        deadline = self.next_deadline()
+        deadline = self._deadline
         if deadline is not None and deadline <= now:
             effects += self.tick(now=now)
         self._advance(now)
         self._handlers[type(event)](event, effects, now)
         self._follow(effects, now)
+        self._deadline = self._earliest()
         return effects
 
     def tick(self, *, now: Instant) -> list[Effect]:
@@ -127,10 +127,14 @@ class Router:
             self._dispatcher.grace_until = None
             self._look = True
         self._follow(effects, now)
+        self._deadline = self._earliest()
         return effects
 
     def next_deadline(self) -> Instant | None:
         """When `tick` must be called, if no event comes before."""
+        return self._deadline
+
+    def _earliest(self) -> Instant | None:
         dispatcher = self._dispatcher
         earliest = dispatcher.grace_until
         for deadline in (
@@ -233,11 +237,15 @@ class Router:
     def _first_byte(self, event: FirstByte, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
         if request is None or request.phase is Phase.ANSWERED:
-            effects.append(self._count("late_reports_total", "first byte"))
+            effects.append(Count(name="late_reports_total", labels={"kind": "first byte"}))
             return
         agent = request.agent
         if request.phase is not Phase.TRYING or agent is None:
             raise LocalError(f"request {event.request_id} is {request.phase.value}: it cannot have a first byte")
+        self._delivered(request, agent, now)
+
+    def _delivered(self, request: Request, agent: Agent, now: Instant) -> None:
+        """A node gave the beginning of a good answer."""
         request.phase = Phase.STREAMING
         request.first_byte_at = now
         if not self._health.quiet:
@@ -249,7 +257,7 @@ class Router:
     def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
         if request is None or request.phase is Phase.ANSWERED:
-            effects.append(self._count("late_reports_total", "attempt ended"))
+            effects.append(Count(name="late_reports_total", labels={"kind": "attempt ended"}))
             return
         if request.phase is not Phase.TRYING or request.agent is None:
             raise LocalError(f"request {event.request_id} is {request.phase.value}: no attempt of it can have failed")
@@ -257,7 +265,6 @@ class Router:
         request.failed, request.verdict = event, verdict
         outcome = event.failure.value if event.failure is not Failure.ANSWERED else f"status {event.status}"
         request.end_attempt(outcome, now=now)
-        effects.append(self._count("attempts_total", outcome))
         self._dispatcher.release(request, effects, now=now)
         self._look = True
         self._blame(request, verdict, event.failure, event.text, effects, now)
@@ -277,10 +284,13 @@ class Router:
     def _settled(self, event: Settled, effects: list[Effect], now: Instant) -> None:
         request = self._requests.pop(event.request_id, None)
         if request is None:
-            effects.append(self._count("late_reports_total", "settled"))
+            effects.append(Count(name="late_reports_total", labels={"kind": "settled"}))
             return
         self._settled_total += 1
-        phase, agent = request.phase, request.agent
+        agent = request.agent
+        if request.phase is Phase.TRYING and event.ending is Ending.SUCCESS and agent is not None:
+            self._delivered(request, agent, now)
+        phase = request.phase
         self._dispatcher.leave(request, now=now)
         self._dispatcher.answered.discard(request.id)
         if phase in (Phase.TRYING, Phase.STREAMING) and agent is not None:
@@ -297,9 +307,7 @@ class Router:
                 else:
                     self._health.ended(agent.id, request.id)
             request.end_attempt(outcome, now=now)
-            effects.append(self._count("attempts_total", outcome))
         effects.append(request.record(event.ending, event, now=now))
-        effects.append(self._count("requests_total", request.came.route.value, event.ending.value))
 
     def _succeeded(self, request: Request, event: Settled, now: Instant) -> None:
         """A node served it well: what that teaches."""
@@ -403,15 +411,6 @@ class Router:
             self._health.ended(request.agent.id, request.id)
         self._look = True
         effects.append(request.record(Ending.UNKNOWN, None, now=now))
-        effects.append(self._count("requests_total", request.came.route.value, Ending.UNKNOWN.value))
-
-    def _count(self, name: str, *values: str) -> Count:
-        """One more; the effect is made once per series."""
-        count = self._counts.get((name, *values))
-        if count is None:
-            labels = dict(zip(_LABELS[name], values, strict=True))
-            count = self._counts[name, *values] = Count(name=name, labels=labels)
-        return count
 
     def _view(self, agent_id: AgentId) -> AgentView:
         agent = self._registry.get(agent_id)

@@ -63,6 +63,7 @@ _ANTHROPIC_TYPES: Final = {
 _OPENAI_TYPES: Final = {400: "invalid_request_error", 404: "not_found_error"}
 
 
+@functools.lru_cache(maxsize=1024)
 def safe_value(text: str) -> bytes:
     """`text` as a header value: what is not printable ASCII becomes `?`."""
     return bytes(code if 0x20 <= code <= 0x7E else 0x3F for code in map(ord, text)).strip()

@@ -257,7 +257,8 @@ class _One:
         """Pour a good answer out."""
         upstream = self.upstream
         assert upstream is not None
-        self.proxy._decider.apply(FirstByte(request_id=self.request_id))
+        if not good.whole:  # else the settlement, which follows at once, says it all
+            self.proxy._decider.apply(FirstByte(request_id=self.request_id))
         poured = await pour(good, upstream, self.conn, head_bytes=self._head_bytes(good, lease), route=self.route)
         failure = poured.node_failure
         return Settled(

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from core.events import Record
+from core.events import Ending, Record, Route
 from core.views import AgentView, Statistics
 
 PREFIX: Final = "ollama_router_"
@@ -48,7 +48,10 @@ class Metrics:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self._dropped = 0
-        self._histograms: dict[tuple[str, str], _Buckets] = {}
+        self._ended: dict[tuple[Route, Ending], int] = {}
+        self._outcomes: dict[str, int] = {}
+        """Few: failures, endings, and HTTP statuses."""
+        self._histograms: dict[tuple[str, Route], _Buckets] = {}
 
     def count(self, name: str, labels: dict[str, str], by: int = 1) -> None:
         """Add to a counter; a series that would be one too many is dropped and counted as that."""
@@ -62,8 +65,12 @@ class Metrics:
             self._dropped += 1
 
     def observe(self, record: Record) -> None:
-        """A request is over: its times."""
-        route = record.route.value
+        """A request is over: how it and its attempts ended, and its times."""
+        key = (record.route, record.ending)
+        self._ended[key] = self._ended.get(key, 0) + 1
+        for attempt in record.attempts:
+            self._outcomes[attempt.outcome] = self._outcomes.get(attempt.outcome, 0) + 1
+        route = record.route
         self._buckets("request_duration_seconds", route).add(record.duration_ms / 1000)
         self._buckets("queue_seconds", route).add(record.queue_ms / 1000)
         if record.ttft_ms is not None:
@@ -71,9 +78,15 @@ class Metrics:
 
     def snapshot(self, statistics: Statistics, agents: list[AgentView]) -> "Snapshot":
         """Everything as it is now, with the router's own state, to be rendered in a worker thread."""
-        return Snapshot(dict(self._counts), self._dropped, dict(self._histograms), statistics, agents)
+        counts = dict(self._counts)
+        for (route, ending), value in self._ended.items():
+            counts["requests_total", (("route", route.value), ("status", ending.value))] = value
+        for outcome, value in self._outcomes.items():
+            counts["attempts_total", (("outcome", outcome),)] = value
+        histograms = {(name, route.value): buckets for (name, route), buckets in self._histograms.items()}
+        return Snapshot(counts, self._dropped, histograms, statistics, agents)
 
-    def _buckets(self, name: str, route: str) -> _Buckets:
+    def _buckets(self, name: str, route: Route) -> _Buckets:
         buckets = self._histograms.get((name, route))
         if buckets is None:
             buckets = self._histograms[name, route] = _Buckets()
