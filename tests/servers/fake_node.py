@@ -33,7 +33,10 @@ class FakeNode:
         async with stream:
             while True:
                 while b"\r\n\r\n" not in data:
-                    part = await stream.receive_some(65536)
+                    try:
+                        part = await stream.receive_some(65536)
+                    except trio.BrokenResourceError:  # who asked has had enough
+                        return
                     if not part:
                         return
                     data += part
