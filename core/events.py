@@ -2,7 +2,8 @@
 
 A vocabulary, no decisions. Shells turn the world into events and effects into deeds; `core.router` is the only one in between.
 An event carries facts, never opinions; an effect is complete in itself: a shell needs no other state to carry it out.
-Ids and wall times are made by shells (the core has neither dice nor calendar).
+Ids and wall times are made by shells (the core has neither dice nor calendar). None of these structs can be part of a cycle, so the
+garbage collector need not track them (`gc=False`): they are made by the thousands per second.
 
 The life of a request (both edges):
 
@@ -68,7 +69,7 @@ class Route(_Word):
         self.streams_by_default = value in ("chat", "generate")
 
 
-class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a node is reached. `gateway`: an agent's own port, which wants its credential; else a bare Ollama."""
 
     host: str
@@ -78,7 +79,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a node said about its work in the final chunk; durations in nanoseconds, 0 when not told."""
 
     prompt_tokens: int = 0
@@ -89,7 +90,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     eval_ns: int = 0
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The right to have one request in flight on one node."""
 
     id: LeaseId
@@ -104,7 +105,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- events: requests
 
 
-class RequestCame(msgspec.Struct, frozen=True, kw_only=True):
+class RequestCame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A client's request was read whole.
 
     `model` is the client's spelling; None when the body has none that can be read: any ready node will do, its error is Ollama's own.
@@ -132,7 +133,7 @@ class RequestCame(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes that were tried already, by an edge that asks anew (nginx)."""
 
 
-class FirstByte(msgspec.Struct, frozen=True, kw_only=True):
+class FirstByte(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The first body byte of a good answer is here: from now on the client sees this attempt. `Settled` as a success implies it."""
 
     request_id: RequestId
@@ -163,7 +164,7 @@ class Failure(_Word):
     """A first-token or stall limit that the operator set has passed."""
 
 
-class AttemptEnded(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The current attempt failed before the client saw a byte. Releases its lease."""
 
     request_id: RequestId
@@ -184,7 +185,7 @@ class Ending(_Word):
     UNKNOWN = "unknown"
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
+class Settled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The request is over; its lease, if any lives, is released."""
 
     request_id: RequestId
@@ -199,7 +200,7 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int = 0
 
 
-class Pulse(msgspec.Struct, frozen=True, kw_only=True):
+class Pulse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Every `pulse_s` from a shell: the requests it still works on (their leases are renewed), the nodes it got bytes from since."""
 
     requests: tuple[RequestId, ...] = ()
@@ -209,7 +210,7 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- events: nodes
 
 
-class AgentRegistered(msgspec.Struct, frozen=True, kw_only=True):
+class AgentRegistered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agent introduces itself. `new_id` and `code` are used only if it is new or strange."""
 
     registration: Registration
@@ -226,18 +227,18 @@ class AgentRegistered(msgspec.Struct, frozen=True, kw_only=True):
     """The agent whose own token came with it. Without it, an untrusted registration is a stranger's, whatever name it gives."""
 
 
-class HeartbeatCame(msgspec.Struct, frozen=True, kw_only=True):
+class HeartbeatCame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     heartbeat: Heartbeat
     now_unix: UnixMs
 
 
-class MetricsCame(msgspec.Struct, frozen=True, kw_only=True):
+class MetricsCame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent_id: AgentId
     metrics: Metrics
     now_unix: UnixMs
 
 
-class BackendAdded(msgspec.Struct, frozen=True, kw_only=True):
+class BackendAdded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A node without an agent; it is polled."""
 
     agent_id: AgentId
@@ -247,7 +248,7 @@ class BackendAdded(msgspec.Struct, frozen=True, kw_only=True):
     now_unix: UnixMs
 
 
-class NodePolled(msgspec.Struct, frozen=True, kw_only=True):
+class NodePolled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agentless node answered. Only the parts that were asked for are set; rows are Ollama's own."""
 
     agent_id: AgentId
@@ -261,14 +262,14 @@ class NodePolled(msgspec.Struct, frozen=True, kw_only=True):
     """When the question was sent: what the router saw itself after that is newer than this answer."""
 
 
-class NodeSilent(msgspec.Struct, frozen=True, kw_only=True):
+class NodeSilent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A full check of an agentless node failed. `refused`: no connection could be made, so it is offline at once."""
 
     agent_id: AgentId
     refused: bool
 
 
-class SettingsChanged(msgspec.Struct, frozen=True, kw_only=True):
+class SettingsChanged(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent_id: AgentId
     settings: AgentSettings
 
@@ -284,7 +285,7 @@ class Command(enum.Enum):
     APPROVE = "approve"
 
 
-class AgentCommanded(msgspec.Struct, frozen=True, kw_only=True):
+class AgentCommanded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent_id: AgentId
     command: Command
 
@@ -292,14 +293,14 @@ class AgentCommanded(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- effects: requests
 
 
-class Forward(msgspec.Struct, frozen=True, kw_only=True):
+class Forward(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Send the request to this node now."""
 
     request_id: RequestId
     lease: Lease
 
 
-class Wait(msgspec.Struct, frozen=True, kw_only=True):
+class Wait(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Hold the request: it stands in the queue, `position` from 1. A Forward or Refuse will come."""
 
     request_id: RequestId
@@ -307,7 +308,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class Refuse(msgspec.Struct, frozen=True, kw_only=True):
+class Refuse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer with the router's own error, in the route's envelope."""
 
     request_id: RequestId
@@ -316,14 +317,14 @@ class Refuse(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: int | None = None
 
 
-class PassOn(msgspec.Struct, frozen=True, kw_only=True):
+class PassOn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Nobody is left to try (or nobody else would do better): give the client the last node's own answer as it came."""
 
     request_id: RequestId
     retry_after_s: int | None = None
 
 
-class Cut(msgspec.Struct, frozen=True, kw_only=True):
+class Cut(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The node of this request's attempt is gone, or was ordered away: give the attempt up."""
 
     request_id: RequestId
@@ -333,7 +334,7 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- effects: nodes and the rest
 
 
-class Registered(msgspec.Struct, frozen=True, kw_only=True):
+class Registered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer to `AgentRegistered`. `status`: `registered` (new), `updated`, `pending`."""
 
     agent_id: AgentId
@@ -341,7 +342,7 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer to a heartbeat, metrics, settings or command that was taken."""
 
     agent_id: AgentId
@@ -349,20 +350,20 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     send_inventory: bool = False
 
 
-class Declined(msgspec.Struct, frozen=True, kw_only=True):
+class Declined(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer to an event about an agent that cannot be taken: unknown id (404), no GPU (403), conflict (409), full (503)."""
 
     status: int
     text: str
 
 
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
+class Probe(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ask this agentless node everything, now."""
 
     agent_id: AgentId
 
 
-class Note(msgspec.Struct, frozen=True, kw_only=True):
+class Note(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A line for the log. `event` is a constant phrase, what varies is in `fields`."""
 
     level: str
@@ -370,7 +371,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, Any] = {}
 
 
-class Count(msgspec.Struct, frozen=True, kw_only=True):
+class Count(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Add to a counter of `/metrics`."""
 
     name: str
@@ -378,7 +379,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     by: int = 1
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One try of a recorded request."""
 
     agent_id: AgentId
@@ -387,7 +388,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: float
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What history keeps of a request, bodies apart (contract 6)."""
 
     request_id: RequestId
