@@ -1,0 +1,170 @@
+"""One live request: its record, what it teaches, and the words that its client reads."""
+
+import pytest
+
+from core.agents import Agent
+from core.events import AttemptEnded, Ending, Failure, RequestCame, Route, Settled, Upstream
+from core.health import classify
+from core.lifecycle import AgentState
+from core.names import normalise
+from core.requests import Request, cloud_off, expected_output, gave_up, not_found
+from core.scoring import Ask
+from core.units import AgentId, Instant, RequestId, UnixMs
+from tests.core.routing import usage
+
+M = normalise("m")
+
+
+def came(route: Route = Route.CHAT, model: str | None = "m", **fields: object) -> RequestCame:
+    return RequestCame(request_id=RequestId("r"), route=route, model=model, **fields)  # type: ignore[arg-type]
+
+
+def request(*, output: int = 150, cold: bool = False, first: float | None = 11.0, **fields: object) -> Request:
+    """One that came at 10 and was forwarded at once."""
+    made = Request(
+        came(**fields), M, Ask(M, options="", input_tokens=5, output_tokens=output, needs_slot=True), number=1, now=Instant(10.0)
+    )  # type: ignore[arg-type]
+    made.agent = Agent(AgentId("a"), Upstream(host="h", port=1), state=AgentState.READY, now_unix=UnixMs(0))
+    made.agent.name = "node"
+    made.cold = made.alone = cold
+    made.first_byte_at = None if first is None else Instant(first)
+    return made
+
+
+def settled(**fields: object) -> Settled:
+    return Settled(request_id=RequestId("r"), ending=Ending.SUCCESS, **fields)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- what it teaches
+
+
+def test_a_nodes_own_figures_are_believed() -> None:
+    sample = request(stream=True).sample(
+        settled(usage=usage(prompt=20, output=50, load_s=0.01, prompt_s=0.1, eval_s=0.9)), now=Instant(12.0)
+    )
+    assert (sample.prompt_tokens, sample.output_tokens, sample.output_told) == (20, 50, True)
+    assert (sample.prefill_s, sample.decode_s, sample.service_s) == (0.1, 0.9, 2.0)
+    assert sample.load_s is None, "it caused no load"
+
+
+def test_a_load_is_the_nodes_figure_else_the_time_to_the_first_byte() -> None:
+    told = request(cold=True).sample(settled(usage=usage(load_s=4.0)), now=Instant(16.0))
+    assert (told.load_s, told.service_s, told.cold) == (4.0, None, True)
+    seen = request(cold=True, first=15.0).sample(settled(), now=Instant(16.0))
+    assert seen.load_s == 5.0
+    beside = request(cold=True)
+    beside.alone = False
+    assert beside.sample(settled(usage=usage(load_s=4.0)), now=Instant(16.0)).load_s is None
+    assert request(cold=True, first=None).sample(settled(), now=Instant(16.0)).load_s is None
+
+
+def test_without_figures_a_stream_counts_its_chunks() -> None:
+    sample = request(stream=True).sample(settled(chunks=40), now=Instant(15.0))
+    assert (sample.output_tokens, sample.output_told, sample.decode_s) == (40, True, 4.0)
+
+
+def test_without_anything_the_expected_length_took_as_long_as_it_took() -> None:
+    sample = request(stream=False).sample(settled(chunks=1), now=Instant(15.0))
+    assert (sample.output_tokens, sample.output_told, sample.decode_s) == (150, False, 5.0)
+    cold = request(stream=False, cold=True).sample(settled(), now=Instant(15.0))
+    assert cold.decode_s == 0.0, "the load is in it"
+
+
+def test_an_embedding_is_all_prompt() -> None:
+    told = usage(prompt=64, output=0, prompt_s=0.0, eval_s=0.0)
+    sample = request(output=0, route=Route.EMBED).sample(settled(usage=told), now=Instant(10.5))
+    assert (sample.output_tokens, sample.decode_s, sample.prefill_s) == (0, 0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("event", "tokens"),
+    [
+        (came(), 150), (came(output_limit=10), 10), (came(output_limit=1000), 150), (came(Route.EMBED), 0), (came(Route.V1_EMBEDDINGS), 0),
+        (came(load_only=True), 0), (came(Route.SHOW), 0),
+    ],
+)  # fmt: skip
+def test_expected_length(event: RequestCame, tokens: int) -> None:
+    assert expected_output(event, 150) == tokens
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_a_record_tells_it_all() -> None:
+    one = request(client="c", stream=True)
+    one.end_attempt("died", now=Instant(10.5))
+    one.waited_s, one.predicted_ms = 0.25, 7.0
+    record = one.record(Ending.SUCCESS, settled(status=200, usage=usage(), body_bytes=9, chunks=3), now=Instant(14.0))
+    assert (record.agent_name, record.client, record.status, record.ending) == ("node", "c", 200, Ending.SUCCESS)
+    assert (record.duration_ms, record.queue_ms, record.ttft_ms, record.predicted_start_ms) == (4000, 250, 1000, 7.0)
+    assert [(attempt.outcome, attempt.duration_ms) for attempt in record.attempts] == [("died", 500)]
+    assert (record.body_bytes, record.chunks, record.usage) == (9, 3, usage())
+
+
+def test_a_record_of_what_was_never_reported() -> None:
+    one = request(first=None)
+    one.agent = None
+    record = one.record(Ending.UNKNOWN, None, now=Instant(40.0))
+    assert (record.agent_id, record.ttft_ms, record.status, record.usage, record.message) == (
+        None,
+        None,
+        0,
+        None,
+        "its end was never reported",
+    )
+
+
+def test_kinds_are_equal_when_nodes_and_costs_are() -> None:
+    one, other = request(), request()
+    assert one.kind == other.kind
+    one.tried.update({AgentId("a"): 1, AgentId("b"): 1})
+    other.tried[AgentId("b")] = 1
+    other.busy[AgentId("a")] = None
+    assert one.kind == other.kind
+    assert request(runner_options="num_ctx=1").kind != request().kind
+    assert request(excluded=(AgentId("x"),)).tried == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "text"),
+    [
+        (came(Route.CHAT, "x"), 404, "model 'x' not found"),
+        (came(Route.GENERATE, "X:Tag"), 404, "model 'X:Tag' not found"),
+        (came(Route.SHOW, "x"), 404, "model 'x' not found"),
+        (came(Route.EMBED, "x"), 404, 'model "x" not found, try pulling it first'),
+        (came(Route.EMBEDDINGS, "x"), 404, 'model "x" not found, try pulling it first'),
+        (came(Route.V1_EMBEDDINGS, "x"), 404, 'model "x" not found, try pulling it first'),
+        (came(Route.V1_CHAT, "x"), 404, "model 'x' not found"),
+        (came(Route.GENERATE, ""), 404, "model '' not found"),
+        (came(Route.GENERATE, None), 404, "model '' not found"),
+        (came(Route.CHAT, None), 400, "model is required"),
+        (came(Route.EMBED, ""), 400, "model is required"),
+        (came(Route.CHAT, "not a name!"), 400, "invalid model name"),
+        (came(Route.GENERATE, "not a name!"), 400, "invalid model name"),
+    ],
+)
+def test_what_ollama_says_of_models_that_are_not_there(event: RequestCame, status: int, text: str) -> None:
+    key = M if event.model and "!" not in event.model else None
+    refuse = not_found(event, key)
+    assert (refuse.status, refuse.text) == (status, text)
+
+
+def test_cloud_models_are_refused_in_ollamas_words() -> None:
+    assert cloud_off(came(model="x:cloud")).status == 403
+
+
+@pytest.mark.parametrize("failure", [failure for failure in Failure if failure not in (Failure.ANSWERED, Failure.INCOMPLETE)])
+def test_giving_up_names_the_node_and_what_it_did(failure: Failure) -> None:
+    one = request()
+    one.failed = AttemptEnded(request_id=one.id, failure=failure)
+    one.verdict = classify(failure)
+    refuse = gave_up(one)
+    assert refuse.text.startswith("node node ")
+    assert refuse.text.endswith("try again")
+    assert refuse.status == {Failure.TIMEOUT: 504, Failure.VANISHED: 503}.get(failure, 502)
+
+
+def test_giving_up_before_any_attempt() -> None:
+    one = request()
+    one.agent = None
+    assert gave_up(one).status == 502

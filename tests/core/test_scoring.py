@@ -1,0 +1,286 @@
+"""Strategies: the seed's formula to the letter, and what `auto` prefers and when it waits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.agents import Agent
+from core.config import STRATEGIES, RouterConfig
+from core.events import Upstream
+from core.inventory import Loading
+from core.learning import Sample, Speeds
+from core.leases import Held
+from core.lifecycle import AgentState
+from core.names import normalise
+from core.scoring import ROWS_MAX, Ask, Auto, Choice, LeastBusy, Load, RoundRobin, SeedMetrics, best_first, strategy
+from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId, UnixMs
+
+M = normalise("m")
+SIZE = 4_900_000_000
+NOW = Instant(1000.0)
+
+
+def node(name: str, *, loaded: bool = True, slots: int = 1, size: int = SIZE, **fields: Any) -> Agent:
+    """A ready node that holds the model."""
+    agent = Agent(AgentId(name), Upstream(host="h", port=1), state=AgentState.READY, now_unix=UnixMs(0))
+    agent.name, agent.slots = name, slots
+    agent.inventory.report_installed([{"name": "m", "size": size, "digest": "d"}])
+    agent.inventory.report_loaded([{"name": "m"}] if loaded else [], asked_at=NOW, now=NOW)
+    for field, value in fields.items():
+        setattr(agent, field, value)
+    return agent
+
+
+def load(counts: Mapping[str, int] | None = None, ahead: Mapping[str, int] | None = None, *, other_model: bool = False) -> Load:
+    """So many leases per node, and so many who wait."""
+    counts = counts or {}
+    on = {
+        AgentId(name): {LeaseId(f"{name}{i}"): Held(LeaseId(""), RequestId(""), AgentId(name), M) for i in range(count)}
+        for name, count in counts.items()
+    }
+    of_model = {} if other_model else {AgentId(name): count for name, count in counts.items()}
+    return Load(on, of_model, {AgentId(name): count for name, count in (ahead or {}).items()})
+
+
+def ask(key: ModelKey | None = M, *, tokens: int = 60, prompt: int = 0, options: str = "", needs_slot: bool = True) -> Ask:
+    return Ask(key, options=options, input_tokens=prompt, output_tokens=tokens, needs_slot=needs_slot)
+
+
+class Chooser:
+    """`auto` with its speeds."""
+
+    def __init__(self) -> None:
+        self.speeds = Speeds(RouterConfig())
+        self.auto = Auto(self.speeds)
+
+    def __call__(self, nodes: list[Agent], given: Load | None = None, asked: Ask | None = None, now: Instant = NOW) -> Choice:
+        return self.auto.choose(asked or ask(), nodes, given or load(), now=now)
+
+    def learn(self, name: str, *, service_s: float, load_s: float, tokens: int = 60) -> None:
+        sample = Sample(output_tokens=tokens, decode_s=service_s, load_s=load_s, cold=True)
+        self.speeds.learn(AgentId(name), M, sample, size_bytes=SIZE)
+
+
+# ---------------------------------------------------------------- auto
+
+
+def test_a_warm_idle_node_beats_a_cold_idle_one() -> None:
+    choice = Chooser()([node("cold", loaded=False), node("warm")])
+    assert (choice.agent.name, choice.room, choice.start_us) == ("warm", True, 0)
+
+
+def test_waiting_for_a_warm_busy_node_is_scored_against_loading() -> None:
+    choose = Chooser()
+    nodes = [node("warm"), node("cold", loaded=False)]
+    for name in ("warm", "cold"):
+        choose.learn(name, service_s=1.0, load_s=5.0)
+    found = choose(nodes, load({"warm": 1}))
+    assert (found.agent.name, found.room) == ("warm", False)
+    assert found.start_us == pytest.approx(1e6, rel=0.1)
+    assert found.patience in (3, 4)
+    chosen = [choose(nodes, load({"warm": 1}, {"warm": waiting})).agent.name for waiting in range(8)]
+    assert chosen in (["warm"] * 4 + ["cold"] * 4, ["warm"] * 5 + ["cold"] * 3)
+
+
+def test_patience_tells_how_many_more_would_wait() -> None:
+    choose = Chooser()
+    nodes = [node("warm"), node("cold", loaded=False)]
+    for name in ("warm", "cold"):
+        choose.learn(name, service_s=0.5, load_s=8.0)
+    patience = choose(nodes, load({"warm": 1})).patience
+    assert patience is not None
+    for more in range(patience + 1):
+        assert not choose(nodes, load({"warm": 1}, {"warm": more})).room
+    assert choose(nodes, load({"warm": 1}, {"warm": patience + 1})).room
+
+
+def test_with_no_room_anywhere_patience_has_no_end() -> None:
+    found = Chooser()([node("a"), node("b")], load({"a": 1, "b": 1}))
+    assert (found.room, found.patience) == (False, None)
+
+
+def test_a_node_that_is_loading_costs_what_is_left() -> None:
+    choose = Chooser()
+    warm, loading = node("warm"), node("loading", loaded=False)
+    loading.inventory.loading[M] = Loading(NOW, 5.0)
+    costs = []
+    for seconds in (0, 3, 5, 50):
+        found = choose([warm, loading], load({"warm": 1, "loading": 1}), now=Instant(NOW + seconds))
+        costs.append(next(row[4] for row in found.rows if row[0] is loading))
+    assert costs == [5_000_000, 2_000_000, 625_000, 625_000]
+
+
+def test_a_cold_model_waits_for_the_load_before_it_and_a_warm_one_does_not() -> None:
+    choose = Chooser()
+    cold, warm = node("cold", loaded=False), node("warm")
+    for each in (cold, warm):
+        each.inventory.loading[ModelKey("other")] = Loading(NOW, 30.0)
+    rows = {row[0].name: row for row in choose([cold, warm]).rows}
+    alone = choose([node("alone", loaded=False)]).rows[0]
+    assert rows["warm"][4] == 0
+    assert rows["cold"][4] == alone[4] + 30_000_000
+
+
+def test_other_options_cost_a_reload() -> None:
+    choose = Chooser()
+    same, other = node("same"), node("other")
+    same.inventory.saw_loaded(M, "num_ctx=9", now=NOW)
+    other.inventory.saw_loaded(M, "", now=NOW)
+    found = choose([other, same], asked=ask(options="num_ctx=9"))
+    assert found.agent is same
+    assert min(row[4] for row in found.rows) == 0
+    assert max(row[4] for row in found.rows) > 0
+
+
+def test_faster_nodes_and_heavier_weights_get_more() -> None:
+    choose = Chooser()
+    choose.learn("fast", service_s=0.5, load_s=5.0)
+    choose.learn("slow", service_s=2.0, load_s=5.0)
+    assert choose([node("slow"), node("fast")]).agent.name == "fast"
+    assert choose([node("slow"), node("fast", slots=9)], load({"fast": 5})).agent.name == "slow"
+    assert choose([node("slow", weight=100.0), node("fast")]).agent.name == "slow"
+
+
+def test_requests_of_others_on_the_node_count() -> None:
+    assert Chooser()([node("shared", beyond=1), node("free")]).agent.name == "free"
+
+
+def test_a_cap_on_a_node_is_kept() -> None:
+    nodes = [node("capped", slots=4, max_concurrent=2)]
+    assert Chooser()(nodes, load({"capped": 1})).room
+    assert not Chooser()(nodes, load({"capped": 2})).room
+    assert Chooser()([node("other", slots=1)], load({"other": 1}, other_model=True)).room, "slots are per model"
+
+
+def test_a_tie_between_waiting_and_going_is_no_reason_to_wait() -> None:
+    choose = Chooser()
+    full, free = node("full"), node("free", beyond=1, last_chosen=9)
+    found = choose([full, free], load({"full": 1}))
+    assert (found.agent, found.room) == (free, True)
+
+
+def test_a_light_request_goes_where_least_is_going_on_and_never_waits() -> None:
+    show = ask(None, needs_slot=False)
+    found = Chooser()([node("busy"), node("idle")], load({"busy": 3}), show)
+    assert (found.agent.name, found.room) == ("idle", True)
+    assert Chooser()([node("busy", max_concurrent=1)], load({"busy": 3}), show).room
+
+
+def test_a_request_that_only_loads_goes_where_that_is_cheapest() -> None:
+    only_load = ask(tokens=0, needs_slot=False)
+    assert Chooser()([node("cold", loaded=False), node("warm")], load({"warm": 5}), only_load).agent.name == "warm"
+    choose = Chooser()
+    choose.learn("slow disk", service_s=1.0, load_s=60.0)
+    choose.learn("fast disk", service_s=1.0, load_s=2.0)
+    assert choose([node("slow disk", loaded=False), node("fast disk", loaded=False)], asked=only_load).agent.name == "fast disk"
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=6),
+    st.integers(0, 10_000),
+)
+def test_auto_is_the_argmin_of_its_own_scores(fleet: list[tuple[bool, int, int, int, int]], prompt: int) -> None:
+    nodes = [node(str(i), loaded=warm, slots=slots, beyond=beyond, last_chosen=-i) for i, (warm, slots, _, _, beyond) in enumerate(fleet)]
+    counts = {str(i): min(count, slots) for i, (_, slots, count, _, _) in enumerate(fleet)}
+    ahead = {str(i): waiting for i, (_, _, _, waiting, _) in enumerate(fleet)}
+    found = Chooser()(nodes, load(counts, ahead), ask(prompt=prompt))
+    scores = {row[0].name: row[1] for row in found.rows}
+    assert scores[found.agent.name] == min(scores.values())
+    assert all(isinstance(part, int) for row in found.rows for part in row[1:])
+    assert found.room == (counts[found.agent.name] < found.agent.slots)
+    for row in found.rows:
+        _, score, work, count, cold = row
+        assert score == (count + 1) * work + cold
+
+
+# ---------------------------------------------------------------- the seed's
+
+
+def metrics(nodes: list[Agent], given: Load | None = None) -> Choice:
+    return SeedMetrics(120.0).choose(ask(), nodes, given or load(), now=NOW)
+
+
+def told(name: str, cpu: float, memory: float, *, ago: float = 0.0, **fields: Any) -> Agent:
+    return node(name, cpu_usage=cpu, memory_usage=memory, metrics_at=Instant(NOW - ago), **fields)
+
+
+def test_metrics_is_cpu_plus_memory_plus_ten_per_request() -> None:
+    found = metrics([told("a", 10, 50), told("b", 20, 20, beyond=1), told("c", 30, 30)], load({"a": 0, "b": 1, "c": 1}))
+    assert {row[0].name: row[1] for row in found.rows} == {"a": 60_000, "b": 60_000, "c": 70_000}
+    assert found.agent.name == "a"
+    assert metrics([told("a", 10, 50), told("b", 20, 20)], load({"a": 1})).agent.name == "b"
+
+
+def test_only_fresh_numbers_are_scored() -> None:
+    found = metrics([told("stale", 1, 1, ago=120.1), told("fresh", 70, 70, ago=120)])
+    assert [row[0].name for row in found.rows] == ["fresh"]
+
+
+def test_agentless_nodes_count_with_the_fleets_mean() -> None:
+    found = metrics([told("a", 10, 30), told("b", 30, 50), node("plain", agentless=True)])
+    assert {row[0].name: row[1] for row in found.rows}["plain"] == 60_000
+
+
+@pytest.mark.parametrize(
+    "fleet", [[told("a", 81, 0), told("b", 100, 0)], [node("a"), node("b")], [node("a", agentless=True), node("b", agentless=True)]]
+)
+def test_round_robin_when_all_are_busy_or_nobody_told(fleet: list[Agent]) -> None:
+    assert_round_robin(SeedMetrics(120.0), fleet)
+
+
+def test_one_cpu_below_the_bar_is_enough_to_score() -> None:
+    assert metrics([told("a", 100, 0), told("b", 80, 90)]).agent.name == "a"
+
+
+# ---------------------------------------------------------------- the plain ones
+
+
+def assert_round_robin(tried: Any, fleet: list[Agent]) -> None:
+    chosen = []
+    for number in range(1, 2 * len(fleet) + 1):
+        agent = tried.choose(ask(), fleet, load(), now=NOW).agent
+        agent.last_chosen = number
+        chosen.append(agent.name)
+    assert chosen == [agent.name for agent in fleet] * 2
+
+
+def test_round_robin_takes_turns() -> None:
+    assert_round_robin(RoundRobin(), [node("a"), node("b"), node("c")])
+
+
+def test_least_busy_counts_others_requests_too_and_ties_take_turns() -> None:
+    assert LeastBusy().choose(ask(), [node("a", beyond=2), node("b")], load({"b": 1}), now=NOW).agent.name == "b"
+    assert_round_robin(LeastBusy(), [node("a"), node("b")])
+
+
+@pytest.mark.parametrize("name", ["metrics", "least-busy", "round-robin"])
+def test_those_that_forward_at_once_keep_only_the_cap(name: str) -> None:
+    tried = strategy(RouterConfig(strategy=name), Speeds(RouterConfig()))
+    busy = load({"a": 50})
+    assert tried.choose(ask(), [node("a")], busy, now=NOW).room
+    capped = node("a", max_concurrent=50)
+    full = tried.choose(ask(), [capped], busy, now=NOW)
+    assert (full.room, full.patience) == (False, None)
+    assert tried.choose(ask(), [capped, node("b")], busy, now=NOW).agent.name == "b"
+    assert tried.choose(ask(needs_slot=False), [capped], busy, now=NOW).room
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_equal_nodes_are_all_chosen_within_one_round(name: str) -> None:
+    tried = strategy(RouterConfig(strategy=name), Speeds(RouterConfig()))
+    fleet = [told(str(i), 10, 10) for i in range(4)]
+    chosen = []
+    for number in range(1, 9):
+        agent = tried.choose(ask(), fleet, load(), now=NOW).agent
+        agent.last_chosen = number
+        chosen.append(agent.name)
+    assert chosen == ["0", "1", "2", "3"] * 2
+
+
+def test_the_best_come_first_and_not_too_many() -> None:
+    rows = [(node(str(i), last_chosen=i % 2), i // 2, 0, 0, 0) for i in reversed(range(20))]
+    best = best_first(rows)
+    assert [row[0].name for row in best] == [str(i) for i in range(ROWS_MAX)]
