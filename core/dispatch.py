@@ -35,6 +35,9 @@ DECISIONS_MAX: Final = 16
 
 RETRY_AFTER_MAX_S: Final = 60
 
+SHORTEST_WAIT_S: Final = 0.001
+"""A deadline lies ahead, whatever rounding has made of what is left."""
+
 
 _Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
 """A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
@@ -126,11 +129,13 @@ class Dispatcher:
         request.lease_id = None
         agent = request.agent
         assert agent is not None, "a lease without a node"
-        if request.cold and request.first_byte_at is None and request.key in agent.inventory.loading:
+        loading = agent.inventory.loading
+        if loading and request.first_byte_at is None and request.key in loading:
             # Ollama gives up a load whose first request leaves, and starts it again for whoever waits for it.
-            expected_s = agent.inventory.loading.pop(request.key).expected_s
-            if self.ledger.of_model(request.key).get(agent.id):
-                agent.inventory.loading[request.key] = Loading(now, expected_s)
+            if not self.ledger.of_model(request.key).get(agent.id):
+                del loading[request.key]
+            elif request.cold:
+                loading[request.key] = Loading(now, loading[request.key].expected_s)
         if agent.state is AgentState.DRAINING and not self.ledger.in_flight(agent.id):
             effects += self._registry.emptied(agent)
 
@@ -310,10 +315,7 @@ class Dispatcher:
         else:
             cost = Micros(choice.work_us if choice is not None else 1)
             place = self.queue.new_place(request.client, cost=cost, number=request.number)
-        left_s = self._config.queue_timeout_s - request.waited_s
-        if left_s <= 0:
-            self.time_out(request, effects, now=now)
-            return
+        left_s = max(self._config.queue_timeout_s - request.waited_s, SHORTEST_WAIT_S)
         self.queue.push(request.id, request.client, place, deadline=Instant(now + left_s))
         request.phase = Phase.WAITING
         request.waiting_since = now
