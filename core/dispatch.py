@@ -86,25 +86,25 @@ class Dispatcher:
         ahead: dict[AgentId, int] = {}
         settled: dict[Kind, tuple[AgentId | None, int | None]] = {}
         """Kinds that need no look: what they wait for, and up to how many ahead there (None: whatever comes)."""
-        final = 0
+        final: dict[Kind, None] = {}
         for request_id in self.queue.in_order():
             request = self.requests[request_id]
-            kind = request.kind
-            known = settled.get(kind)
+            known = settled.get(request.kind)
             if known is not None and (known[1] is None or known[0] is None or ahead.get(known[0], 0) < known[1]):
                 self._plan(request, known[0], ahead)
                 continue
             choice = self._look_at(request, ahead, effects, now=now)
             if request.phase is not Phase.WAITING:
                 continue
-            self._plan(request, None if choice is None else choice.agent.id, ahead)
+            plan = None if choice is None else choice.agent.id
+            self._plan(request, plan, ahead)
             if choice is None or choice.patience is None:
-                settled[kind] = (request.plan, None)
-                final += 1
-                if final == len(self._kinds):
+                settled[request.kind] = (plan, None)
+                final[request.kind] = None
+                if len(final) == len(self._kinds):
                     return
-            elif request.plan is not None:
-                settled[kind] = (request.plan, ahead[request.plan] + choice.patience)
+            else:
+                settled[request.kind] = (plan, ahead[choice.agent.id] + choice.patience)
 
     def leave(self, request: Request, *, now: Instant) -> None:
         """It does not wait any more."""

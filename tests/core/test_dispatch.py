@@ -89,6 +89,42 @@ def test_forty_at_once_before_anything_was_learned() -> None:
     assert fleet.started[0][1] == warm
 
 
+def test_a_few_keep_waiting_for_the_warm_node_although_another_is_idle() -> None:
+    fleet = Fleet()
+    warm = fleet.warm("warm")
+    fleet.backend("cold", "m")
+    fleet.ask("teaches")
+    fleet.run()
+    for number in range(4):
+        fleet.ask(f"r{number}")
+    assert len(fleet.router.waiting()) == 3
+    fleet.run()
+    assert (fleet.loads, {agent_id for _, agent_id, _ in fleet.started}) == ([], {warm})
+
+
+def test_what_the_first_answer_teaches_changes_the_mind_of_those_who_wait() -> None:
+    fleet = Fleet(service_s=20.0, load_s=1.0, agent_timeout_s=1000)
+    fleet.warm("warm", size=100_000_000)
+    cold = fleet.backend("cold", "m", size=100_000_000)
+    for number in range(8):
+        fleet.ask(f"r{number}")
+    assert (len(fleet.router.waiting()), fleet.loads) == (7, []), "a small model should answer at once"
+    fleet.run()
+    assert fleet.loads == [cold]
+    assert [agent_id for _, agent_id, _ in fleet.started].count(cold) >= 3
+
+
+def test_a_busy_node_comes_back_into_view_when_the_other_one_is_gone() -> None:
+    world = World(busy_pause_s=1)
+    one_id, two = world.backend("one", "m", loaded=("m",)), world.backend("two", "m", loaded=("m",))
+    world.ask("r1")
+    world.ask("r2")
+    assert isinstance(answer(world.busy("r1"), "r1"), Wait)
+    world.silent(two)
+    assert world.router.waiting()[0].why == "waits for a node that is not too busy"
+    assert node_of(world.wait(1), "r1") == one_id
+
+
 def test_the_queue_is_served_in_order_and_shown_with_expected_starts() -> None:
     fleet = Fleet()
     fleet.warm("only")
