@@ -27,6 +27,7 @@ from core.events import (
     Pulse,
     Record,
     Refuse,
+    Registered,
     RequestCame,
     Route,
     Settled,
@@ -37,6 +38,7 @@ from core.messages import Heartbeat
 from core.simulation.checkers import Checkers, Violation
 from core.units import AgentId, Instant, LeaseId, RequestId, UnixMs
 from core.views import AgentView, Statistics
+from tests.core.simulation.test_checkers_agents import registration
 from tests.core.simulation.worlds import drawn
 
 CONFIG = RouterConfig(queue_max=2, queue_per_client=2, queue_timeout_s=20.0, retries_budgeted=1, eject_s=1.0, eject_max_s=2.0)
@@ -250,6 +252,10 @@ def a_probe_of_nobody(talk: Talk) -> None:
     talk.tell(None, Probe(agent_id=AgentId("x")))
 
 
+def an_agent_that_nobody_made(talk: Talk) -> None:
+    talk.tell(registration(), Registered(agent_id=AgentId("x"), status="registered"))
+
+
 def beat(sequence: int) -> HeartbeatCame:
     message = Heartbeat(agent_id="a", cpu_usage=0, memory_usage=0, boot=1, sequence=sequence, installed_models=["m"])
     return HeartbeatCame(heartbeat=message, now_unix=UnixMs(0))
@@ -332,7 +338,7 @@ BROKEN: list[tuple[Callable[[Talk], None], str]] = [
     (a_line_too_long, "R11"), (a_wait_too_long, "R11"), (overtaken, "R11"), (waits_for_nothing, "R12"),
     (a_deadline_that_does_not_move, "R13"), (a_tick_that_never_has_enough, "R13"),
     (a_word_to_nobody, "R14"), (told_twice, "R14"), (passed_on_from_nobody, "R14"), (cut_without_a_lease, "R14"),
-    (a_probe_of_nobody, "R14"), (a_heartbeat_without_an_answer, "R14"), (drained_and_not_held, "R15"),
+    (a_probe_of_nobody, "R14"), (an_agent_that_nobody_made, "R14"), (a_heartbeat_without_an_answer, "R14"), (drained_and_not_held, "R15"),
 ]  # fmt: skip
 
 
