@@ -39,6 +39,10 @@ SHORTEST_WAIT_S: Final = 0.001
 """A deadline lies ahead, whatever rounding has made of what is left."""
 
 
+_TRYING: Final = Phase.TRYING  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
+_WAITING: Final = Phase.WAITING
+_DRAINING: Final = AgentState.DRAINING
+
 _Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
 """A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
 when somebody asks."""
@@ -136,7 +140,7 @@ class Dispatcher:
                 del loading[request.key]
             elif request.cold:
                 loading[request.key] = Loading(now, loading[request.key].expected_s)
-        if agent.state is AgentState.DRAINING and not self.ledger.in_flight(agent.id):
+        if agent.state is _DRAINING and not self.ledger.in_flight(agent.id):
             effects += self._registry.emptied(agent)
 
     def give_up(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
@@ -253,12 +257,13 @@ class Dispatcher:
         return choice
 
     def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
-        self.leave(request, now=now)
+        if request.phase is _WAITING:
+            self.leave(request, now=now)
         agent = choice.agent
         request.attempt += 1
         lease_id = LeaseId(f"{request.id}/{request.attempt}")
-        request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, Phase.TRYING
-        key = request.key if request.came.route.runs_model else None
+        request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, _TRYING
+        key = request.ask.key
         self.ledger.grant(Held(lease_id, request.id, agent.id, key), now=now)
         self._chosen += 1
         agent.last_chosen = self._chosen
