@@ -344,7 +344,7 @@ class Registry:
 
     def refused(self, agent: Agent) -> list[Effect]:
         """No connection to the node can be made: an agentless one is offline at once."""
-        if not agent.agentless or agent.state not in (AgentState.READY, AgentState.INITIALIZING, AgentState.DRAINING):
+        if not agent.agentless or agent.id not in self._expiry:
             return []
         return [*self._lose(agent, "refuses connections"), Probe(agent_id=agent.id)]
 

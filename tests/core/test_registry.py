@@ -434,6 +434,18 @@ def test_an_agentless_node_is_offline_at_once_when_refused_and_back_at_its_first
     assert node.state is AgentState.READY
 
 
+def test_a_held_node_that_refuses_connections_is_not_ready_when_it_is_connected() -> None:
+    office = Office()
+    node = office.backend()
+    office.order(node, Command.DRAIN)
+    office.registry.silent(NodeSilent(agent_id=node.id, refused=True))
+    assert (node.state, node.detail(0)) == (AgentState.HELD, "drained for maintenance")
+    office.order(node, Command.CONNECT)
+    assert node.state is AgentState.OFFLINE
+    office.poll("plain", version="1.0")
+    assert node.state is AgentState.READY
+
+
 def test_polls_of_what_is_loaded_do_not_keep_a_node_alive() -> None:
     office = Office()
     node = office.backend()
