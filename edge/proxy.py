@@ -29,7 +29,7 @@ from core.events import (
     Wait,
 )
 from core.units import AgentId, RequestId
-from edge.body import Body, BodyBudget, BodyFacts, inspect_async, read_body
+from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordinary, read_body
 from edge.desk import Decider, Desk
 from edge.headers import error_body, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
@@ -41,6 +41,10 @@ STALE_WITHIN_S: Final = 1.0
 
 ONE_SEND_BYTES: Final = 256 << 10
 """Up to this size head and body leave in one send."""
+
+_V1_MODEL: Final = Route.V1_MODEL  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
+_SUCCESS: Final = Ending.SUCCESS
+_ERROR: Final = Ending.ERROR
 
 CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 
@@ -104,23 +108,21 @@ class Proxy:
         """
         body = await read_body(conn, head, self._budget)
         try:
-            facts = await self._facts(head, route, body)
+            facts = _facts_at_once(head, route, body)
+            if facts is None:
+                facts = await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
             await self._serve(conn, head, route, body, facts)
         finally:
             body.close()
 
-    async def _facts(self, head: RequestHead, route: Route, body: Body) -> BodyFacts:
-        if route is Route.V1_MODEL:
-            return BodyFacts(model=head.path.rpartition("/")[2])
-        return await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
-
     async def _serve(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, facts: BodyFacts) -> None:
+        decider = self._decider
         request_id = self._new_id()
-        desk = self._decider.open_desk(request_id)
+        desk = decider.open_desk(request_id)
         one = self._live[request_id] = _One(self, conn, head, route, body, facts.stream, desk)
-        settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
+        settled: Settled | None = None
         try:
-            self._decider.apply(
+            decider.apply(
                 RequestCame(
                     request_id=request_id,
                     route=route,
@@ -138,8 +140,17 @@ class Proxy:
             settled = await one.run()
         finally:
             del self._live[request_id]
-            self._decider.apply(settled)
-            self._decider.close_desk(request_id)
+            if settled is None:
+                settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
+            decider.apply(settled)
+            decider.close_desk(request_id)
+
+
+def _facts_at_once(head: RequestHead, route: Route, body: Body) -> BodyFacts | None:
+    """The facts of most requests; None: the body must be read with checkpoints."""
+    if route is _V1_MODEL:
+        return BodyFacts(model=head.path.rpartition("/")[2])
+    return None if body.data is None else inspect_ordinary(route, body.data)
 
 
 class _One:
@@ -263,7 +274,7 @@ class _One:
         failure = poured.node_failure
         return Settled(
             request_id=self.request_id,
-            ending=Ending.SUCCESS if poured.clean else Ending.ERROR,
+            ending=_SUCCESS if poured.clean else _ERROR,
             status=good.head.status,
             message=poured.error_text,
             node_fault=failure if failure is None or self._ended is None else self._ended,
@@ -286,28 +297,30 @@ class _One:
     async def _open(self, lease: Lease) -> Good | Failed:
         """Send the request to the node and read the beginning of its answer. `upstream` is the connection."""
         try:
-            upstream = self.upstream = await self._connect(lease.upstream)
+            upstream = self.upstream = self._take(lease.upstream) or await self._dial(lease.upstream)
             opened = await self._exchange(upstream, lease)
             if isinstance(opened, Failed) and self._was_stale(upstream, opened):
                 self._let_go()
-                upstream = self.upstream = await self._connect(lease.upstream, fresh=True)
+                upstream = self.upstream = await self._dial(lease.upstream)
                 opened = await self._exchange(upstream, lease)
         except DialFailed as error:
             return Failed(failure=Failure.REFUSED, text=str(error))
         return opened
 
-    async def _connect(self, upstream: Upstream, *, fresh: bool = False) -> UpstreamConnection:
-        """A connection to the node. Raises DialFailed, also when the attempt was ended meanwhile."""
-        pool = self.proxy._pool
-        conn = None if fresh or self._ended is not None else pool.take(upstream)
-        if conn is None:
-            with trio.CancelScope() as self._dialling:
-                if self._ended is not None:
-                    raise DialFailed(self._why)
-                try:
-                    conn = await pool.dial(upstream)
-                finally:
-                    self._dialling = None
+    def _take(self, upstream: Upstream) -> UpstreamConnection | None:
+        """An idle connection to the node, if there is one."""
+        return None if self._ended is not None else self.proxy._pool.take(upstream)
+
+    async def _dial(self, upstream: Upstream) -> UpstreamConnection:
+        """A new connection to the node. Raises DialFailed, also when the attempt was ended meanwhile."""
+        conn: UpstreamConnection | None = None
+        with trio.CancelScope() as self._dialling:
+            if self._ended is not None:
+                raise DialFailed(self._why)
+            try:
+                conn = await self.proxy._pool.dial(upstream)
+            finally:
+                self._dialling = None
         if conn is None:
             raise DialFailed(self._why)
         if self._ended is not None:
