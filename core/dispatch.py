@@ -236,7 +236,8 @@ class Dispatcher:
         return (min(ejected, key=lambda entry: entry[:3])[3],)
 
     def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], *, now: Instant) -> Choice:
-        load = Load(self.ledger.by_agent(), self.ledger.of_model(request.key), ahead)
+        ledger = self.ledger
+        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead)
         choice = self._strategy.choose(request.ask, nodes, load, now=now)
         request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
         if request.predicted_ms is None:
@@ -264,28 +265,25 @@ class Dispatcher:
         lease_id = LeaseId(f"{request.id}/{request.attempt}")
         request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, _TRYING
         key = request.ask.key
-        self.ledger.grant(Held(lease_id, request.id, agent.id, key), now=now)
+        request_id, agent_id = request.id, agent.id
+        self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
         self._chosen += 1
         agent.last_chosen = self._chosen
         request.cold = False
         if key is not None and not request.came.unload:
             self._begin_load(request, agent, effects, now=now)
         if not self._health.quiet:
-            self._health.began(agent.id, request.key, request.id)
-        effects.append(
-            Forward(
-                request_id=request.id,
-                lease=Lease(
-                    id=lease_id,
-                    request_id=request.id,
-                    agent_id=agent.id,
-                    agent_name=agent.name,
-                    upstream=agent.upstream,
-                    attempt=request.attempt,
-                ),
-            )
+            self._health.began(agent_id, request.key, request_id)
+        lease = Lease(
+            id=lease_id,
+            request_id=request_id,
+            agent_id=agent_id,
+            agent_name=agent.name,
+            upstream=agent.upstream,
+            attempt=request.attempt,
         )
-        self._explain(request, "forwarded", choice.rows, agent.id, now=now)
+        effects.append(Forward(request_id=request_id, lease=lease))
+        self._explain(request, "forwarded", choice.rows, agent_id, now=now)
 
     def _begin_load(self, request: Request, agent: Agent, effects: list[Effect], *, now: Instant) -> None:
         """If the node must load the model for it, remember that it is at it."""

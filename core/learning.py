@@ -107,13 +107,14 @@ class Speeds:
         self._nodes: dict[AgentId, _Scaled] = {}
         self._pairs: dict[AgentId, dict[ModelKey, _Pair]] = {}
         self._output: dict[ModelKey, float] = {}
-        self._rates: dict[AgentId, dict[ModelKey, Rates]] = {}
+        self.known: dict[AgentId, dict[ModelKey, Rates]] = {}
+        """What `rates` told, as long as it holds: for who asks so often that a call counts."""
 
     def rates(self, agent_id: AgentId, key: ModelKey, *, size_bytes: int, slots: int) -> Rates:
         """The rates of `key` on a node. Kept until something is learned that changes them, or `refresh`."""
-        of_node = self._rates.get(agent_id)
+        of_node = self.known.get(agent_id)
         if of_node is None:
-            of_node = self._rates[agent_id] = {}
+            of_node = self.known[agent_id] = {}
         rates = of_node.get(key)
         if rates is None:
             rates = of_node[key] = self._compute(agent_id, key, size_bytes or SIZE_DEFAULT_BYTES, slots)
@@ -126,7 +127,7 @@ class Speeds:
 
     def refresh(self, agent_id: AgentId) -> None:
         """A node's slots or models changed: compute its rates anew."""
-        self._rates.pop(agent_id, None)
+        self.known.pop(agent_id, None)
 
     def forget(self, agent_id: AgentId) -> None:
         """The node is gone for good."""
@@ -170,7 +171,7 @@ class Speeds:
                     self._spread(agent_id, name, value * size)
             if pair.load_s is not None:
                 self._spread(agent_id, "load", size / max(pair.load_s - LOAD_FIXED_S, 0.1))
-            self._rates.get(agent_id, {}).pop(key, None)
+            self.known.get(agent_id, {}).pop(key, None)
 
     def _learn_pair(self, agent_id: AgentId, pair: _Pair, sample: Sample, size: int) -> None:
         if sample.output_tokens > 0 and sample.decode_s > 0:
@@ -203,7 +204,7 @@ class Speeds:
                 if holder is node:
                     self.refresh(agent_id)
                 else:
-                    self._rates.clear()
+                    self.known.clear()
 
     def _speed(self, agent_id: AgentId, own: float | None, name: str, size: int) -> float:
         """Tokens/s: the pair's own, else borrowed by size."""

@@ -230,10 +230,10 @@ class Router:
         runs_model = event.route.runs_model
         ask = Ask(
             key if runs_model else None,
-            options=event.runner_options,
-            input_tokens=event.input_tokens,
-            output_tokens=expected_output(event, 0 if key is None else self._speeds.output_tokens(key)),
-            needs_slot=runs_model and not event.load_only,
+            event.runner_options,
+            event.input_tokens,
+            expected_output(event, 0 if key is None else self._speeds.output_tokens(key)),
+            runs_model and not event.load_only,
         )
         request = Request(event, key, ask, number=self._came, now=now)
         self._requests[event.request_id] = request

@@ -16,6 +16,8 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from core.config import RouterConfig
 from core.learning import Speeds
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
@@ -36,54 +38,41 @@ Row = tuple["Agent", int, int, int, int]
 """Node, score, and up to three parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
 
 
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a strategy needs to know of a request."""
 
-    __slots__ = ("input_tokens", "key", "needs_slot", "options", "output_tokens")
-
-    def __init__(self, key: ModelKey | None, *, options: str, input_tokens: int, output_tokens: int, needs_slot: bool) -> None:
-        self.key = key
-        """None: any node, no model is run."""
-        self.options = options
-        self.input_tokens = input_tokens
-        self.output_tokens = output_tokens
-        self.needs_slot = needs_slot
+    key: ModelKey | None
+    """None: any node, no model is run."""
+    options: str
+    input_tokens: int
+    output_tokens: int
+    needs_slot: bool
 
 
-class Load:
+class Load(msgspec.Struct, frozen=True, gc=False):
     """What is in flight where. The mappings are their owners' own."""
 
-    __slots__ = ("ahead", "of_model", "on")
-
-    def __init__(
-        self, on: Mapping[AgentId, Mapping[LeaseId, "Held"]], of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int]
-    ) -> None:
-        self.on = on
-        """Leases per node."""
-        self.of_model = of_model
-        """Number of leases of the request's model per node."""
-        self.ahead = ahead
-        """Number of requests per node that wait for it and come before this one."""
+    on: Mapping[AgentId, Mapping[LeaseId, "Held"]]
+    """Leases per node."""
+    of_model: Mapping[AgentId, int]
+    """Number of leases of the request's model per node."""
+    ahead: Mapping[AgentId, int]
+    """Number of requests per node that wait for it and come before this one."""
 
 
-class Choice:
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """What a strategy chose."""
 
-    __slots__ = ("agent", "patience", "room", "rows", "start_us", "work_us")
-
-    def __init__(
-        self, agent: "Agent", *, room: bool, rows: list[Row], start_us: int = 0, work_us: int = 0, patience: int | None = None
-    ) -> None:
-        self.agent = agent
-        self.room = room
-        """Whether the request may go there now."""
-        self.rows = rows
-        self.start_us = start_us
-        """Expected time until the node begins to answer."""
-        self.work_us = work_us
-        self.patience = patience
-        """With no room: how many more of the same kind would rather wait for this node than take the best one that has room; None: all, for
-        there is no such node."""
+    agent: "Agent"
+    room: bool
+    """Whether the request may go there now."""
+    rows: list[Row]
+    start_us: int = 0
+    """Expected time until the node begins to answer."""
+    work_us: int = 0
+    patience: int | None = None
+    """With no room: how many more of the same kind would rather wait for this node than take the best one that has room; None: all, for
+    there is no such node."""
 
 
 class Strategy(abc.ABC):
@@ -158,45 +147,49 @@ class Auto(Strategy):
 
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """One pass over the nodes, on integers: this runs for every request."""
-        key, on, of_model, ahead, speeds = ask.key, load.on, load.of_model, load.ahead, self._speeds
+        key, options, on, of_model, ahead = ask.key, ask.options, load.on, load.of_model, load.ahead
         if key is None or not ask.needs_slot:
             return self._light(ask, nodes, load)
+        known, input_tokens, output_tokens = self._speeds.known, ask.input_tokens, ask.output_tokens
         rows: list[Row] = []
         best: Row | None = None
         best_open: Row | None = None
         for node in nodes:
-            rates = speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots)
-            work = rates.overhead_us + (ask.input_tokens * rates.prefill_ns + ask.output_tokens * rates.decode_ns) // 1000 + 1
+            node_id, inventory = node.id, node.inventory
+            of_node = known.get(node_id)
+            rates = None if of_node is None else of_node.get(key)
+            if rates is None:
+                rates = self._speeds.rates(node_id, key, size_bytes=inventory.installed[key].size_bytes, slots=node.slots)
+            work = rates.overhead_us + (input_tokens * rates.prefill_ns + output_tokens * rates.decode_ns) // 1000 + 1
             if node.weight is not None:
                 work = int(work / node.weight) + 1
-            here = len(on.get(node.id, ()))
-            count = here + node.beyond + ahead.get(node.id, 0)
-            inventory = node.inventory
+            here = len(on.get(node_id, ()))
+            count = here + node.beyond + (ahead.get(node_id, 0) if ahead else 0)
             cold = 0
-            if inventory.loading or key not in inventory.resident or inventory.needs_reload(key, ask.options):
-                cold = _cold_us(inventory, key, ask.options, rates.load_us, now)
-            row = (node, (count + 1) * work + cold, work, count, cold)
+            if inventory.loading or key not in inventory.resident or inventory.options.get(key, options) != options:
+                cold = _cold_us(inventory, key, options, rates.load_us, now)
+            score = (count + 1) * work + cold
+            row = (node, score, work, count, cold)
             rows.append(row)
-            if best is None or row[1] < best[1] or (row[1] == best[1] and node.last_chosen < best[0].last_chosen):
+            if best is None or score < best[1] or (score == best[1] and node.last_chosen < best[0].last_chosen):
                 best = row
-            open_now = of_model.get(node.id, 0) < node.slots and (node.max_concurrent is None or here < node.max_concurrent)
+            open_now = of_model.get(node_id, 0) < node.slots and (node.max_concurrent is None or here < node.max_concurrent)
             if open_now and (
-                best_open is None or row[1] < best_open[1] or (row[1] == best_open[1] and node.last_chosen < best_open[0].last_chosen)
+                best_open is None or score < best_open[1] or (score == best_open[1] and node.last_chosen < best_open[0].last_chosen)
             ):
                 best_open = row
         assert best is not None, "a choice among no nodes"
-        return self._choice(ask, best, best_open, rows, load)
-
-    def _choice(self, ask: Ask, best: Row, best_open: Row | None, rows: list[Row], load: Load) -> Choice:
-        node, score, work, _, cold = best
         # A tie between waiting and going is no reason to wait.
-        if best_open is not None and best_open[1] == score:
-            best = best_open
-            node, _, work, _, cold = best
-        room = best is best_open
-        queued = 0 if room else max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
+        if best_open is not None and best_open[1] == best[1]:
+            return Choice(best_open[0], True, rows, best_open[4], best_open[2])
+        return self._wait_for(best, best_open, rows, load)
+
+    def _wait_for(self, best: Row, best_open: Row | None, rows: list[Row], load: Load) -> Choice:
+        """The best one is full."""
+        node, score, work, _, cold = best
+        queued = max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
         patience = None if best_open is None else (best_open[1] - score - 1) // work
-        return Choice(node, room=room, rows=rows, start_us=queued * work + cold, work_us=work, patience=patience)
+        return Choice(node, False, rows, queued * work + cold, work, patience)
 
     def _light(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice:
         """A request that costs a node next to nothing: fewest active requests; one that only loads goes where that is cheapest."""
