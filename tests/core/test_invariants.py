@@ -295,9 +295,10 @@ class Weather(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        self.nodes.clear()
         for view in self.world.router.agents():
+            self.nodes[view.id].well = False
             self.world.order(view.id, Command.DELETE)
+            del self.nodes[view.id]
         self.nodes[AgentId("id of healer")] = node = Node(agentless=True)
         node.heard_at, node.well, node.models = self.world.now, True, (*MODELS, "unknown")
         self.world.backend("healer", *MODELS, "unknown", slots=SLOTS)
