@@ -8,54 +8,9 @@ from core.events import Count, Ending, Failure, Forward, PassOn, Refuse, Route, 
 from core.names import normalise
 from core.requests import BUSY_TEXT
 from core.units import AgentId
-from tests.core.routing import World, answer, node_of, of, one, registration, row, usage
+from tests.core.routing import Fleet, World, answer, node_of, of, one, registration, row, usage
 
 M = normalise("m")
-
-
-class Fleet(World):
-    """Nodes that serve: the model takes `service_s`, a load `load_s`; their answers come by themselves."""
-
-    def __init__(self, *, service_s: float = 1.0, load_s: float = 5.0, **config: Any) -> None:
-        super().__init__(**config)
-        self.service_s, self.load_s = service_s, load_s
-        self.ready_at: dict[AgentId, float] = {}
-        self.ends: list[tuple[float, str, bool, str]] = []
-        self.loads: list[AgentId] = []
-        self.started: list[tuple[str, AgentId, float]] = []
-        self.watch = self.serve_all
-
-    def warm(self, name: str, **fields: Any) -> AgentId:
-        agent_id = self.backend(name, "m", loaded=("m",), **fields)
-        self.ready_at[agent_id] = self.now
-        return agent_id
-
-    def serve_all(self, effects: list[Any]) -> None:
-        for forward in of(effects, Forward):
-            agent_id = forward.lease.agent_id
-            cold = agent_id not in self.ready_at
-            if cold:
-                self.loads.append(agent_id)
-                self.ready_at[agent_id] = self.now + self.load_s
-            begins = max(self.now, self.ready_at[agent_id])
-            self.started.append((forward.request_id, agent_id, begins))
-            self.ends.append((begins + self.service_s / 4, "first", cold, forward.request_id))
-            self.ends.append((begins + self.service_s, "settle", cold, forward.request_id))
-
-    def run(self, *, seconds: float = 1000.0) -> None:
-        """Let them serve until nothing happens any more, the nodes being heard all the time."""
-        until = self.now + seconds
-        while self.ends and min(self.ends)[0] <= until:
-            event = min(self.ends)
-            self.ends.remove(event)
-            at, what, cold, request_id = event
-            self.pulse(heard=tuple(view.id for view in self.router.agents()))
-            self.wait(at - self.now)
-            if what == "first":
-                self.first(request_id)
-            else:
-                load_s = self.load_s if cold else 0.0
-                self.settle(request_id, usage=usage(load_s=load_s, prompt_s=self.service_s / 4, eval_s=self.service_s * 3 / 4))
 
 
 # ---------------------------------------------------------------- waiting as a choice
