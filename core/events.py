@@ -69,7 +69,7 @@ class Route(_Word):
         self.streams_by_default = value in ("chat", "generate")
 
 
-class Upstream(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=True):
     """Where a node is reached. `gateway`: an agent's own port, which wants its credential; else a bare Ollama."""
 
     host: str

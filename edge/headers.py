@@ -210,6 +210,24 @@ def response_head(
     return b"".join(parts)
 
 
+def answer_head(head: ResponseHead, *, framing: Framing, length: int | None, keep_alive: bool, request_id: bytes, node: str) -> bytes:
+    """`response_head` with the two headers that every node's answer gets: `X-Request-Id` and `X-Ollama-Node`."""
+    fields = head.fields
+    if framing == "none" or b"x-request-id" in fields or b"x-ollama-node" in fields:
+        extra = ((b"X-Request-Id", request_id), (b"X-Ollama-Node", safe_value(node)))
+        return response_head(head, framing=framing, length=length, keep_alive=keep_alive, extra=extra)
+    made = head.for_clients
+    if made is None:
+        made = head.for_clients = _for_clients(head, frozenset())
+    framed = b""
+    if framing == "chunked":
+        framed = b"\r\nTransfer-Encoding: chunked"
+    elif framing == "length":
+        framed = b"\r\nContent-Length: %d" % ((head.content_length or 0) if length is None else length)
+    end = b"\r\n\r\n" if keep_alive and framing != "close" else b"\r\nConnection: close\r\n\r\n"
+    return b"".join((made[0], framed, made[1], b"\r\nX-Request-Id: ", request_id, b"\r\nX-Ollama-Node: ", safe_value(node), end))
+
+
 def _for_clients(head: ResponseHead, replaced: frozenset[bytes]) -> tuple[bytes, bytes]:
     """The status line and the headers before the node's own framing header, and those after it; each line begins with a line end."""
     dropped = _named_by_connection(head.fields)

@@ -244,7 +244,11 @@ class Listener:
                 route = route_of(head.method, head.path)
                 if route is not None:
                     protocol = route.protocol
-                    await self._forward(conn, head, route)
+                    denied = self._gate(conn, head)
+                    if denied is None:
+                        await self._proxy.serve(conn, head, route)
+                    else:
+                        await self._deny(conn, protocol, denied)
                 elif not await self._answer_odd(conn, head):
                     await self._web.serve(conn, head)
                 await conn.finish_body()
@@ -264,16 +268,12 @@ class Listener:
         if not conn.answered:
             await conn.send(error_response(status, text, protocol=protocol, request_id=self._new_id(), keep_alive=False))
 
-    async def _forward(self, conn: ClientConnection, head: RequestHead, route: Route) -> None:
-        denied = self._gate(conn, head)
-        if denied is None:
-            await self._proxy.serve(conn, head, route)
-            return
+    async def _deny(self, conn: ClientConnection, protocol: Protocol, denied: Denied) -> None:
         await conn.send(
             error_response(
                 denied.status,
                 denied.text,
-                protocol=route.protocol,
+                protocol=protocol,
                 request_id=self._new_id(),
                 keep_alive=not conn.must_close,
                 extra=denied.headers,

@@ -31,9 +31,9 @@ from core.events import (
 from core.units import AgentId, RequestId
 from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordinary, read_body
 from edge.desk import Decider, Desk
-from edge.headers import error_body, request_head, response_head, safe_value, simple_response
+from edge.headers import answer_head, error_body, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
-from edge.relay import Failed, Good, Kept, open_answer, pour
+from edge.relay import Failed, Good, Kept, give_whole, open_answer, pour
 from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
 
 STALE_WITHIN_S: Final = 1.0
@@ -270,7 +270,9 @@ class _One:
         assert upstream is not None
         if not good.whole:  # else the settlement, which follows at once, says it all
             self.proxy._decider.apply(FirstByte(request_id=self.request_id))
-        poured = await pour(good, upstream, self.conn, head_bytes=self._head_bytes(good, lease), route=self.route)
+        head_bytes = self._head_bytes(good, lease)
+        give = give_whole if good.whole else pour
+        poured = await give(good, upstream, self.conn, head_bytes=head_bytes, route=self.route)
         failure = poured.node_failure
         return Settled(
             request_id=self.request_id,
@@ -382,12 +384,13 @@ class _One:
         framing = good.framing_for(self.head)
         if framing == "close":
             self.conn.must_close = True
-        return response_head(
+        return answer_head(
             good.head,
             framing=framing,
             length=good.length,
             keep_alive=not self.conn.must_close,
-            extra=self._extra(lease.agent_name),
+            request_id=self.request_id.encode(),
+            node=lease.agent_name,
         )
 
     async def _pass_on(self, effect: PassOn) -> Settled:

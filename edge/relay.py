@@ -182,6 +182,14 @@ async def _read_up_to(conn: UpstreamConnection, limit: int) -> tuple[bytes, bool
 # ---------------------------------------------------------------- from the first byte on
 
 
+async def give_whole(good: Good, conn: UpstreamConnection, client: ClientConnection, *, head_bytes: bytes, route: Route) -> Poured:
+    """`pour` for an answer that is here whole: nothing is left to wait for, or to judge. Raises ClientGone."""
+    body = good.first
+    good.body_bytes = len(body)
+    await client.send(head_bytes + body)
+    return Poured(clean=True, usage=usage_of(body[-TAIL_BYTES:], route.protocol), body_bytes=len(body), chunks=conn.chunks_seen)
+
+
 async def pour(
     good: Good,
     conn: UpstreamConnection,
@@ -198,6 +206,10 @@ async def pour(
     """
     if good.framing == "close":
         client.must_close = True
+    elif good.whole:
+        if on_chunk is not None:
+            on_chunk(good.first)
+        return await give_whole(good, conn, client, head_bytes=head_bytes, route=route)
     data = good.first
     out = head_bytes + _framed(good, data) if data else head_bytes
     judge = good.judge
@@ -209,8 +221,6 @@ async def pour(
                 judge.feed(data)
             if on_chunk is not None:
                 on_chunk(data)
-        if good.whole:
-            break
         if not conn.has_bytes:  # else what comes next, often the end, goes out with it
             await client.send(out)
             out = b""
@@ -239,8 +249,6 @@ async def _finish(
         told = end.proper and not (cut is not None and judge.mid_line)
         if told and end.error is None:
             cut = None  # all was said: only HTTP's own end was lost
-    elif good.whole:
-        poured.usage = usage_of(good.first[-TAIL_BYTES:], route.protocol)
     if cut is not None:
         poured.node_failure = Failure.GARBLED if isinstance(cut, UpstreamGarbled) else Failure.DIED
         poured.error_text = poured.error_text or str(cut)

@@ -159,7 +159,8 @@ class Coordinator:
         router = Router(config, now=clock.now())
         metrics = Metrics()
         sinks = _Sinks(metrics, self.records)
-        driver = Driver(router, sinks)
+        tick = trio.lowlevel.current_clock().current_time  # `trio.current_time` without asking each time which run this is
+        driver = Driver(router, sinks, clock=tick)
         poller = sinks.poller = Poller(
             driver.apply,
             now=driver.now,
@@ -183,6 +184,7 @@ class Coordinator:
             new_id=clock.new_request_id,
             credential_of=self.tokens.credential_of,
             client_of=access.client_of,
+            clock=tick,
         )
 
     def _add_backends(self) -> None:

@@ -72,10 +72,10 @@ class Driver:
 
     def apply(self, event: Event) -> list[Effect]:
         """Tell the router; carry out what it wants, leave request effects at their desks, return the rest (the answers to shells)."""
-        now = self._advance()
+        router, now = self.router, self._advance()
         self._events.append((now, event))
-        rest = self._carry_out(self.router.handle(event, now=now))
-        deadline = self.router.next_deadline()
+        rest = self._carry_out(router.handle(event, now=now))
+        deadline = router.next_deadline()
         if deadline is not None and deadline < self._armed_for:
             self._arm(deadline)
         return rest
