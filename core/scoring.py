@@ -21,6 +21,7 @@ from core.learning import Speeds
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
 
 if TYPE_CHECKING:
+    from core.displacement import Displacement
     from core.inventory import Inventory
     from core.leases import Held
     from core.registry import Agent
@@ -32,8 +33,8 @@ ROWS_MAX: Final = 8
 METRIC_SCALE: Final = 1000
 """`metrics` scores in thousandths, so that they are integers."""
 
-Row = tuple["Agent", int, int, int, int]
-"""Node, score, and up to three parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
+Row = tuple["Agent", int, int, int, int, int]
+"""Node, score, and up to four parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
 
 
 class Ask:
@@ -90,6 +91,8 @@ class Strategy(abc.ABC):
     """One way to choose. Keeps nothing between two calls."""
 
     part_names: tuple[str, ...] = ()
+    makes_room = False
+    """Whether it prices what a load pushes out, so that the router may name the victims."""
 
     @abc.abstractmethod
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
@@ -114,14 +117,14 @@ class LeastBusy(_Forwarding):
     """Fewest active requests."""
 
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
-        return [(node, active, active, 0, 0) for node in nodes for active in (_active(node, load),)]
+        return [(node, active, active, 0, 0, 0) for node in nodes for active in (_active(node, load),)]
 
 
 class RoundRobin(_Forwarding):
     """In turns: the least recently chosen."""
 
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
-        return [(node, 0, 0, 0, 0) for node in nodes]
+        return [(node, 0, 0, 0, 0, 0) for node in nodes]
 
 
 class SeedMetrics(_Forwarding):
@@ -136,7 +139,7 @@ class SeedMetrics(_Forwarding):
         fresh = [node for node in nodes if node.metrics_at is not None and now - node.metrics_at <= self._fresh_s]
         scored = [node for node in nodes if node.agentless or node in fresh] if fresh else []
         if not fresh or all(node.cpu_usage > CPU_BUSY_PERCENT for node in fresh):
-            return [(node, 0, 0, 0, 0) for node in nodes]
+            return [(node, 0, 0, 0, 0, 0) for node in nodes]
         mean_cpu = sum(node.cpu_usage for node in fresh) / len(fresh)
         mean_memory = sum(node.memory_usage for node in fresh) / len(fresh)
         rows: list[Row] = []
@@ -144,17 +147,19 @@ class SeedMetrics(_Forwarding):
             cpu = round((mean_cpu if node.agentless else node.cpu_usage) * METRIC_SCALE)
             memory = round((mean_memory if node.agentless else node.memory_usage) * METRIC_SCALE)
             active = _active(node, load) * 10 * METRIC_SCALE
-            rows.append((node, cpu + memory + active, cpu, memory, active))
+            rows.append((node, cpu + memory + active, cpu, memory, active, 0))
         return rows
 
 
 class Auto(Strategy):
     """Expected node time: see the module."""
 
-    part_names = ("work", "ahead", "cold")
+    part_names = ("work", "ahead", "cold", "displaced")
+    makes_room = True
 
-    def __init__(self, speeds: Speeds) -> None:
+    def __init__(self, speeds: Speeds, displacement: "Displacement") -> None:
         self._speeds = speeds
+        self._displacement = displacement
 
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """One pass over the nodes, on integers: this runs for every request."""
@@ -172,10 +177,12 @@ class Auto(Strategy):
             here = len(on.get(node.id, ()))
             count = here + node.beyond + ahead.get(node.id, 0)
             inventory = node.inventory
-            cold = 0
+            cold = displaced = 0
             if inventory.loading or key not in inventory.resident or inventory.needs_reload(key, ask.options):
                 cold = _cold_us(inventory, key, ask.options, rates.load_us, now)
-            row = (node, (count + 1) * work + cold, work, count, cold)
+                if key not in inventory.resident and key not in inventory.loading:
+                    displaced, _ = self._displacement.of(node, key, now=now)
+            row = (node, (count + 1) * work + cold + displaced, work, count, cold, displaced)
             rows.append(row)
             if best is None or row[1] < best[1] or (row[1] == best[1] and node.last_chosen < best[0].last_chosen):
                 best = row
@@ -188,11 +195,11 @@ class Auto(Strategy):
         return self._choice(ask, best, best_open, rows, load)
 
     def _choice(self, ask: Ask, best: Row, best_open: Row | None, rows: list[Row], load: Load) -> Choice:
-        node, score, work, _, cold = best
+        node, score, work, _, cold, _ = best
         # A tie between waiting and going is no reason to wait.
         if best_open is not None and best_open[1] == score:
             best = best_open
-            node, _, work, _, cold = best
+            node, _, work, _, cold, _ = best
         room = best is best_open
         queued = 0 if room else max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
         patience = None if best_open is None else (best_open[1] - score - 1) // work
@@ -207,14 +214,14 @@ class Auto(Strategy):
             cold = 0
             if key is not None and key not in node.inventory.resident:
                 cold = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots).load_us
-            rows.append((node, active + cold, 0, active, cold))
+            rows.append((node, active + cold, 0, active, cold, 0))
         return Choice(_least(rows), room=True, rows=rows)
 
 
-def strategy(config: RouterConfig, speeds: Speeds) -> Strategy:
+def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement") -> Strategy:
     """The strategy that `config` names."""
     makers: dict[str, Callable[[], Strategy]] = {
-        "auto": lambda: Auto(speeds),
+        "auto": lambda: Auto(speeds, displacement),
         "metrics": lambda: SeedMetrics(config.metrics_fresh_s),
         "least-busy": LeastBusy,
         "round-robin": RoundRobin,
