@@ -39,6 +39,9 @@ DECISIONS_MAX: Final = 16
 
 RETRY_AFTER_MAX_S: Final = 60
 
+SHORTEST_WAIT_S: Final = 0.001
+"""A deadline lies ahead, whatever rounding has made of what is left."""
+
 
 _Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
 """A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
@@ -105,25 +108,25 @@ class Dispatcher:
         ahead: dict[AgentId, int] = {}
         settled: dict[Kind, tuple[AgentId | None, int | None]] = {}
         """Kinds that need no look: what they wait for, and up to how many ahead there (None: whatever comes)."""
-        final = 0
+        final: dict[Kind, None] = {}
         for request_id in self.queue.in_order():
             request = self.requests[request_id]
-            kind = request.kind
-            known = settled.get(kind)
+            known = settled.get(request.kind)
             if known is not None and (known[1] is None or known[0] is None or ahead.get(known[0], 0) < known[1]):
                 self._plan(request, known[0], ahead)
                 continue
             choice = self._look_at(request, ahead, effects, now=now)
             if request.phase is not Phase.WAITING:
                 continue
-            self._plan(request, None if choice is None else choice.agent.id, ahead)
+            plan = None if choice is None else choice.agent.id
+            self._plan(request, plan, ahead)
             if choice is None or choice.patience is None:
-                settled[kind] = (request.plan, None)
-                final += 1
-                if final == len(self._kinds):
+                settled[request.kind] = (plan, None)
+                final[request.kind] = None
+                if len(final) == len(self._kinds):
                     return
-            elif request.plan is not None:
-                settled[kind] = (request.plan, ahead[request.plan] + choice.patience)
+            else:
+                settled[request.kind] = (plan, ahead[choice.agent.id] + choice.patience)
 
     def leave(self, request: Request, *, now: Instant) -> None:
         """It does not wait any more."""
@@ -149,11 +152,13 @@ class Dispatcher:
         request.lease_id = None
         agent = request.agent
         assert agent is not None, "a lease without a node"
-        if request.cold and request.first_byte_at is None and request.key in agent.inventory.loading:
+        loading = agent.inventory.loading
+        if loading and request.first_byte_at is None and request.key in loading:
             # Ollama gives up a load whose first request leaves, and starts it again for whoever waits for it.
-            expected_s = agent.inventory.loading.pop(request.key).expected_s
-            if self.ledger.of_model(request.key).get(agent.id):
-                agent.inventory.loading[request.key] = Loading(now, expected_s)
+            if not self.ledger.of_model(request.key).get(agent.id):
+                del loading[request.key]
+            elif request.cold:
+                loading[request.key] = Loading(now, loading[request.key].expected_s)
         if agent.state is AgentState.DRAINING and not self.ledger.in_flight(agent.id):
             effects += self._registry.emptied(agent)
 
@@ -377,10 +382,7 @@ class Dispatcher:
         else:
             cost = Micros(choice.work_us if choice is not None else 1)
             place = self.queue.new_place(request.client, cost=cost, number=request.number)
-        left_s = self._config.queue_timeout_s - request.waited_s
-        if left_s <= 0:
-            self.time_out(request, effects, now=now)
-            return
+        left_s = max(self._config.queue_timeout_s - request.waited_s, SHORTEST_WAIT_S)
         self.queue.push(request.id, request.client, place, deadline=Instant(now + left_s))
         request.phase = Phase.WAITING
         request.waiting_since = now

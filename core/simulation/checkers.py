@@ -108,6 +108,8 @@ class Checkers:
         self.settled = 0
         self.records: list[Record] = []
         self._idle_since: Instant | None = None
+        self._may_be_named: tuple[AgentId, ...] = ()
+        """Whom the answer to a registration may name."""
         self.last_agent: AgentId | None = None
         """Who was given the last request."""
 
@@ -126,6 +128,8 @@ class Checkers:
     def before(self, event: Event | None, *, now: Instant) -> None:
         """Remember what must not change (R6)."""
         self._stale = None
+        if isinstance(event, AgentRegistered):
+            self._may_be_named = (*self.book.agents, event.new_id)
         if isinstance(event, HeartbeatCame) and (stale := self.book.stale(event)) is not None:
             due = self._router.next_deadline()
             if due is None or due > now:
@@ -239,7 +243,9 @@ class Checkers:
                 self._named(effect, request_id, Stand.LEASED)
             case Record():
                 self._recorded(effect, event, now)
-            case Registered(agent_id=agent_id) | Accepted(agent_id=agent_id) | Probe(agent_id=agent_id):
+            case Registered(agent_id=agent_id):
+                _demand(agent_id in self._may_be_named, "R14", f"{agent_id} was registered, an id that nobody made")
+            case Accepted(agent_id=agent_id) | Probe(agent_id=agent_id):
                 deleted = isinstance(event, AgentCommanded) and event.agent_id == agent_id
                 _demand(deleted or agent_id in self.book.agents, "R14", f"{type(effect).__name__} names {agent_id}, whom nobody knows")
             case _:

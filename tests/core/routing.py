@@ -24,13 +24,14 @@ from core.events import (
     Refuse,
     RequestCame,
     Route,
+    SettingsChanged,
     Settled,
     Upstream,
     Usage,
     Wait,
 )
 from core.invariants import check
-from core.messages import GpuDevice, Heartbeat, Registration
+from core.messages import AgentSettings, GpuDevice, Heartbeat, Registration
 from core.router import Router
 from core.units import AgentId, Instant, RequestId, UnixMs
 
@@ -113,6 +114,16 @@ class World:
         self.do(BackendAdded(agent_id=agent_id, name=name, upstream=upstream, slots=slots, now_unix=UnixMs(self.count)))
         self.poll(agent_id, installed=[row(model, size=size) for model in models], loaded=[row(model) for model in loaded])
         return agent_id
+
+    def late_backend(self, name: str) -> AgentId:
+        """An agentless node that was not heard yet."""
+        agent_id = AgentId(f"id of {name}")
+        self.do(BackendAdded(agent_id=agent_id, name=name, upstream=Upstream(host="127.0.0.1", port=1), now_unix=self.unix()))
+        return agent_id
+
+    def cap(self, agent_id: AgentId, requests: int) -> None:
+        """An admin caps what is in flight on an agent."""
+        self.do(SettingsChanged(agent_id=agent_id, settings=AgentSettings(max_concurrent=requests)))
 
     def poll(self, agent_id: AgentId, *, alive: bool = True, asked_at: float | None = None, **lists: Any) -> list[Effect]:
         """The node answers a poll."""

@@ -1,0 +1,88 @@
+"""The command: what it prints, what it keeps, what it plays, and its exit status."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import core.simulation.__main__ as command
+from core.simulation.world import World
+from tests.core.simulation.mutants import answers_twice, leaks_the_lease_of_a_client_that_left, maker
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+@pytest.fixture
+def spoiled(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A command whose world has a known-bad router."""
+
+    def spoil(mutant: Any) -> None:
+        make = maker(mutant)
+        monkeypatch.setattr(command, "World", lambda *given, **named: World(*given, make_router=make, **named))
+        real = command.shorten
+        monkeypatch.setattr(command, "shorten", lambda *given, **named: real(*given, tries_max=20, make_router=make, **named))
+
+    return spoil
+
+
+def test_one_world_prints_seed_options_speed_and_digest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--seed", "3", "--steps", "300", "--lite"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("seed 3, options {")
+    assert "steps/s" in first
+    assert command.main(["--seed", "3", "--steps", "300", "--lite"]) == 0
+    assert first.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+    assert first.splitlines()[-1].startswith("digest ")
+
+
+def test_a_seed_may_be_a_hash_or_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--seed", "deadbeef", "--steps", "100", "--performance", "--nodes", "2"]) == 0
+    assert "seed 3735928559" in capsys.readouterr().out
+    assert command.main(["--steps", "100", "--nodes", "1", "--seeds", "2", "--every", "4"]) == 0
+    assert "PASSED  seeds" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as raised:
+        command.main(["--seed", "nonsense!"])
+    assert raised.value.code == 2
+    assert "a number or a hash" in capsys.readouterr().err
+
+
+def test_a_failure_is_told_kept_and_played_again(spoiled: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoiled(answers_twice)
+    kept = tmp_path / "kept.jsonl"
+    assert command.main(["--seed", "0", "--steps", "1500", "--save", str(kept)]) == 129
+    told = capsys.readouterr().out
+    assert "CORRECTNESS  seed 0" in told
+    assert "R14" in told
+    assert command.main(["--replay", str(kept)]) == 129
+    assert "R14" in capsys.readouterr().out
+    assert command.main(["--seed", "0", "--steps", "1500", "--save", str(kept), "--no-shrink"]) == 129
+
+
+def test_a_crash_shows_where(spoiled: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def raises(router: Any) -> None:
+        router.statistics = lambda: 1 // 0
+
+    spoiled(raises)
+    assert command.main(["--seed", "5", "--steps", "500"]) == 127
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_a_failure_without_a_file(spoiled: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    spoiled(leaks_the_lease_of_a_client_that_left)
+    assert command.main(["--seed", "0", "--steps", "1500", "--seeds", "3"]) == 129
+    assert "written" not in capsys.readouterr().out
+
+
+def test_a_script_is_played(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--replay", str(CORPUS / "power-failure.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "loses its power" in out
+    assert "PASSED" in out
+
+
+def test_what_is_no_script_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path / "absent", tmp_path):
+        assert command.main(["--replay", str(path)]) == 2
+    (tmp_path / "bad").write_text("{", encoding="utf-8")
+    assert command.main(["--replay", str(tmp_path / "bad")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3

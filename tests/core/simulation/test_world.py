@@ -1,0 +1,227 @@
+"""The world: the same seed is the same run, rest is found or its lack is named, and everything can befall it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.events import Cut, Effect, Event, RequestCame, Route
+from core.router import Router
+from core.simulation import script
+from core.simulation.actors import Connection
+from core.simulation.options import Options, lite, swarm
+from core.simulation.prng import Prng
+from core.simulation.script import Heal, Leave, Timed
+from core.simulation.world import Outcome, World, run
+from core.units import Instant, RequestId
+from tests.core.simulation.mutants import breaks_ties_by_the_first, maker
+from tests.core.simulation.worlds import CALM, asks, drawn, played, with_config
+
+ROOT = Path(__file__).parents[3]
+DIGESTS = """
+from core.simulation.options import swarm
+from core.simulation.prng import Prng
+from core.simulation.world import run
+print(*[run(seed, swarm(Prng(seed).split("options")), 300).digest for seed in range(12)])
+"""
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not rest need not be waited for so long."""
+    monkeypatch.setattr("core.simulation.world.REST_S", 200.0)
+
+
+def digests(python: str, hash_seed: str, *paths: str) -> str:
+    """Digests of a dozen runs in an interpreter of their own."""
+    environ = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join([str(ROOT), *paths])}
+    done = subprocess.run([python, "-c", DIGESTS], env=environ, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+def another_python() -> str | None:
+    """The newest interpreter of another version that the core can run on, if this machine has one."""
+    for minor in range(16, 10, -1):
+        places = [shutil.which(f"python3.{minor}"), *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))]
+        for place in places:
+            if place is not None and minor != sys.version_info.minor:
+                return place
+    return None
+
+
+@pytest.mark.slow
+def test_the_same_twice_and_under_every_hash_seed_and_python(tmp_path: Path) -> None:
+    """D1. Another Python is tried where the machine has one and it can be given msgspec; hash seeds always."""
+    first = digests(sys.executable, "1")
+    assert first == digests(sys.executable, "2")
+    assert len(set(first.split())) == 12
+    python = another_python()
+    if python is not None:
+        install = [python, "-m", "pip", "--disable-pip-version-check", "--retries", "0", "--timeout", "10", "install", "--quiet"]
+        install += ["--constraint", str(ROOT / "constraints.txt"), "--target", str(tmp_path), "msgspec"]
+        if subprocess.run(install, capture_output=True, timeout=120, check=False).returncode == 0:
+            assert digests(python, "3", str(tmp_path)) == first, python
+
+
+def test_seeds_differ_and_steps_count() -> None:
+    one, two = drawn(1).run(300), drawn(2).run(300)
+    assert one.digest != two.digest
+    assert one.steps >= 300
+
+
+@pytest.mark.parametrize("seed", range(30, 60))
+def test_nothing_goes_wrong_in_all_weathers(seed: int) -> None:
+    verdict = drawn(seed).run(400)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_crashes_alone(seed: int) -> None:
+    verdict = run(seed, lite(Prng(seed)), 500)
+    assert verdict.passed, verdict
+    assert verdict.settled > 0
+
+
+def test_a_crash_of_the_router_is_one_of_the_run() -> None:
+    class Broken(Router):
+        def handle(self, event: Event, *, now: Instant) -> list[Effect]:
+            if type(event).__name__ == "FirstByte":
+                raise KeyError("lost")
+            return super().handle(event, now=now)
+
+    world = played(asks(1), make_router=Broken)
+    verdict = world.run(10_000)
+    assert (verdict.outcome, verdict.invariant) == (Outcome.CRASH, "KeyError")
+    assert isinstance(world.failure, KeyError)
+    assert Outcome.CRASH.value == 127
+
+
+def deaf(kind: type) -> Any:
+    """A router that never says one kind of effect."""
+
+    class Deaf(Router):
+        def handle(self, event: Event, *, now: Instant) -> list[Effect]:
+            return [effect for effect in super().handle(event, now=now) if not isinstance(effect, kind)]
+
+        def tick(self, *, now: Instant) -> list[Effect]:
+            return [effect for effect in super().tick(now=now) if not isinstance(effect, kind)]
+
+    return Deaf
+
+
+def test_what_never_rests_is_named(brief: None) -> None:
+    world = played([*asks(1, output_tokens=9000), (6.0, Heal(survivors=(1,)))], make_router=deaf(Cut))
+    verdict = world.run(10_000)
+    if verdict.passed:  # the request was on the survivor
+        world = played([*asks(1, output_tokens=9000), (6.0, Heal(survivors=(0,)))], make_router=deaf(Cut))
+        verdict = world.run(10_000)
+    assert (verdict.outcome, verdict.invariant) == (Outcome.LIVENESS, "L1")
+
+
+class Shown(Router):
+    """Shows something that is not so, once the world is at rest."""
+
+    lie: str = ""
+
+    def statistics(self) -> Any:
+        real = super().statistics()
+        return type(real)(**{**{name: getattr(real, name) for name in real.__struct_fields__}, **({self.lie: 1} if self.lie else {})})
+
+
+@pytest.mark.parametrize(("lie", "number"), [("waiting", "L5"), ("in_flight", "L2")])
+def test_what_is_still_shown_is_named(lie: str, number: str, brief: None) -> None:
+    world = World(1, CALM, actions=[Timed(5.0, Heal(survivors=(0, 1)))], make_router=Shown, every=10**9)
+    Shown.lie = lie
+    try:
+        verdict = world.run(100_000)
+    finally:
+        Shown.lie = ""
+    assert verdict.invariant == number
+
+
+def test_agents_that_are_not_what_they_should_be_are_named(brief: None) -> None:
+    class Held(Router):
+        def agent(self, agent_id: Any) -> Any:
+            view = super().agent(agent_id)
+            return None if view is None else type(view)(**{**{n: getattr(view, n) for n in view.__struct_fields__}, "state": state})
+
+    for state, survivors, text in (("held", (0, 1), "lives and is held"), ("ready", (0,), "dead and ready")):
+        verdict = World(1, CALM, actions=[Timed(5.0, Heal(survivors=survivors))], make_router=Held, every=10**9).run(100_000)
+        assert verdict.invariant == "L3"
+        assert text in verdict.text
+
+
+def test_a_node_that_never_lets_go_is_named(brief: None) -> None:
+    world = played([(5.0, Heal(survivors=(0, 1)))])
+    came = RequestCame(request_id=RequestId("stuck"), route=Route.CHAT, model=None)
+    world.machines[0]._connections["stuck"] = Connection("stuck", 0, script.Ask(request=0), came, via_gateway=True)
+    verdict = world.run(100_000)
+    assert (verdict.outcome, verdict.invariant) == (Outcome.LIVENESS, "L2")
+    assert "nodes [0]" in verdict.text
+
+
+@pytest.mark.parametrize("strategy", ["least-busy", "round-robin", "metrics"])
+def test_equal_nodes_get_equal_shares_and_a_starved_one_is_named(strategy: str) -> None:
+    options = with_config(CALM, strategy=strategy, eject_s=1.0, eject_max_s=2.0)
+    heal = [(5.0, Heal(survivors=(0, 1)))]
+    assert played(heal, options).run(100_000).passed
+    if strategy != "round-robin":
+        verdict = played(heal, options, make_router=maker(breaks_ties_by_the_first)).run(100_000)
+        assert (verdict.outcome, verdict.invariant) == (Outcome.LIVENESS, "L4")
+
+
+EVERYTHING: list[tuple[float, script.Action]] = [
+    (1.0, script.Order(node=0, command="drain")),
+    (2.0, script.Order(node=0, command="connect")),
+    (3.0, script.Configure(node=0, weight=2.0, max_concurrent=1)),
+    (4.0, script.Pause(node=0, for_s=2.0)),
+    (5.0, script.Slow(node=1, percent=10, for_s=2.0)),
+    (6.0, script.Drift(node=1, percent=120)),
+    (7.0, script.Failing(node=0, how="empty", for_s=1.0)),
+    (8.0, script.Clog(node=1, for_s=1.0)),
+    (9.0, script.StopAgent(node=0, for_s=5.0)),
+    (16.0, script.Echo(node=0, back=3)),
+    (17.0, script.Inventory(node=0, model=1, held=False)),
+    (18.0, script.Inventory(node=0, model=9, held=False)),
+    (19.0, script.Measured(node=0, cpu=95, memory=10)),
+    (20.0, script.Partition(nodes=(0, 1, 7), for_s=1.0)),
+    (21.0, script.OllamaDeath(node=1, for_s=1.0)),
+    (22.0, script.Crash(node=1, for_s=3.0)),
+    (23.0, script.Restart(for_s=1.0)),
+    (23.5, script.Configure(node=0, weight=1.0)),
+    (30.0, script.Crash(node=0, for_s=100.0)),
+    (31.0, script.StopAgent(node=1, for_s=500.0)),
+]
+
+
+@pytest.mark.parametrize("survivors", [(0, 1), (0,), (1,)])
+def test_everything_can_befall_it_and_it_heals(survivors: tuple[int, ...]) -> None:
+    actions = [*EVERYTHING, *asks(60), (40.0, Heal(survivors=survivors)), (41.0, Leave(request=0))]
+    world = played(actions)
+    verdict = world.run(100_000)
+    assert verdict.passed, verdict
+    assert verdict.settled > 20
+
+
+def test_strangers_are_approved_and_small_ones_run_what_they_can() -> None:
+    options = Options(nodes=3, strangers=swarm(Prng(0)).loss.__class__(1, 1), models=1)
+    world = World(3, options, actions=[Timed(5.0, Heal(survivors=(0, 1, 2)))])
+    assert world.run(100_000).passed
+    assert all(not agent.pending for agent in world.checkers.book.agents.values())
+
+
+def test_what_is_no_action_is_a_bug() -> None:
+    world = played([])
+    with pytest.raises(AssertionError, match="no such action"):
+        world._do_to_node(Leave(request=0), world.machines[0])
+
+
+def test_a_world_that_is_over_stays_over() -> None:
+    world = played(asks(1))
+    assert world.run(10_000).passed
+    assert not world.step()
+    assert world.script("s").header.story == "s"
