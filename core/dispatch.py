@@ -76,6 +76,8 @@ class Dispatcher:
         self._strategy = strategy
         self._displacement = displacement
         self._barriers: dict[AgentId, Barrier] = {}
+        self.stirred = False
+        """Whether a barrier fell since the router looked at who waits."""
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
         self.queue = FairQueue(config)
@@ -300,6 +302,8 @@ class Dispatcher:
             return f"waits for {agent.name}, which makes room for another request"
         if key in agent.inventory.loading:
             return None
+        if agent.inventory.loading:
+            return f"waits for {agent.name}, which is loading another model"
         _, victims = self._displacement.of(agent, key, now=now)
         request.victims = victims
         busy = [victim for victim in victims if self.ledger.of_model(victim).get(agent.id)]
@@ -314,6 +318,7 @@ class Dispatcher:
         if request.barrier is not None:
             del self._barriers[request.barrier]
             request.barrier = None
+            self.stirred = True
 
     def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
         self.leave(request, now=now)

@@ -260,6 +260,8 @@ class Router:
         if not self._health.quiet:
             self._health.delivered(agent.id, request.key, request.id)
             self._look = True
+        if request.cold:
+            self._look = True
         if request.ask.key is not None and not request.came.unload:
             agent.inventory.saw_loaded(request.ask.key, request.came.runner_options, now=now)
 
@@ -384,6 +386,9 @@ class Router:
 
     def _follow(self, effects: list[Effect], now: Instant) -> None:
         """Carry over what a step changed in one part to the others."""
+        if self._dispatcher.stirred:
+            self._dispatcher.stirred = False
+            self._look = True
         changes = self._registry.changes
         if changes.any:
             self._registry.take_changes()

@@ -157,7 +157,7 @@ class Auto(Strategy):
     part_names = ("work", "ahead", "cold", "displaced")
     makes_room = True
 
-    def __init__(self, speeds: Speeds, displacement: "Displacement") -> None:
+    def __init__(self, speeds: Speeds, displacement: "Displacement | None") -> None:
         self._speeds = speeds
         self._displacement = displacement
 
@@ -180,7 +180,7 @@ class Auto(Strategy):
             cold = displaced = 0
             if inventory.loading or key not in inventory.resident or inventory.needs_reload(key, ask.options):
                 cold = _cold_us(inventory, key, ask.options, rates.load_us, now)
-                if key not in inventory.resident and key not in inventory.loading:
+                if self._displacement is not None and key not in inventory.resident and key not in inventory.loading:
                     displaced, _ = self._displacement.of(node, key, now=now)
             row = (node, (count + 1) * work + cold + displaced, work, count, cold, displaced)
             rows.append(row)
@@ -218,8 +218,8 @@ class Auto(Strategy):
         return Choice(_least(rows), room=True, rows=rows)
 
 
-def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement") -> Strategy:
-    """The strategy that `config` names."""
+def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement | None" = None) -> Strategy:
+    """The strategy that `config` names. Without `displacement`, `auto` takes every load to fit."""
     makers: dict[str, Callable[[], Strategy]] = {
         "auto": lambda: Auto(speeds, displacement),
         "metrics": lambda: SeedMetrics(config.metrics_fresh_s),
