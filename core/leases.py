@@ -23,10 +23,12 @@ _NONE: Final[Mapping[AgentId, int]] = MappingProxyType({})
 class Expiry(Generic[K]):
     """Deadlines of one common length. As `now` never goes back, the last one set is the last one due: all steps are O(1)."""
 
-    __slots__ = ("_until", "ttl_s")
+    __slots__ = ("_until", "earliest", "ttl_s")
 
     def __init__(self, ttl_s: float) -> None:
         self.ttl_s = ttl_s
+        self.earliest: Instant | None = None
+        """The earliest deadline: an attribute, for it is read with every event."""
         self._until: OrderedDict[K, Instant] = OrderedDict()
 
     def __len__(self) -> int:
@@ -37,8 +39,15 @@ class Expiry(Generic[K]):
 
     def set(self, key: K, *, now: Instant) -> None:
         """`key` is due at `now + ttl_s`, whatever was set before."""
-        self._until[key] = Instant(now + self.ttl_s)
-        self._until.move_to_end(key)
+        until, due = self._until, Instant(now + self.ttl_s)
+        if key not in until:
+            if not until:
+                self.earliest = due
+            until[key] = due
+        else:
+            until[key] = due
+            until.move_to_end(key)
+            self.earliest = next(iter(until.values()))
 
     def until(self, key: K) -> Instant | None:
         """When `key` is due; None when it is not here."""
@@ -46,11 +55,13 @@ class Expiry(Generic[K]):
 
     def discard(self, key: K) -> None:
         """`key` is never due."""
-        self._until.pop(key, None)
+        until = self._until
+        if until.pop(key, None) == self.earliest:
+            self.earliest = next(iter(until.values())) if until else None
 
     def next_deadline(self) -> Instant | None:
         """The earliest deadline."""
-        return next(iter(self._until.values())) if self._until else None
+        return self.earliest
 
     def due(self, *, now: Instant) -> list[K]:
         """Take out what is due at `now`, the earliest first."""
@@ -61,6 +72,7 @@ class Expiry(Generic[K]):
                 break
             del self._until[key]
             taken.append(key)
+        self.earliest = next(iter(self._until.values())) if self._until else None
         return taken
 
 
@@ -94,19 +106,20 @@ class Ledger:
         Raises:
             LocalError: a lease of that id lives already.
         """
-        if held.lease_id in self._held:
-            raise LocalError(f"lease {held.lease_id} was granted twice")
-        self._held[held.lease_id] = held
-        on = self._on.get(held.agent_id)
+        lease_id, agent_id, key = held.lease_id, held.agent_id, held.key
+        if lease_id in self._held:
+            raise LocalError(f"lease {lease_id} was granted twice")
+        self._held[lease_id] = held
+        on = self._on.get(agent_id)
         if on is None:
-            on = self._on[held.agent_id] = {}
-        on[held.lease_id] = held
-        if held.key is not None:
-            of = self._of.get(held.key)
+            on = self._on[agent_id] = {}
+        on[lease_id] = held
+        if key is not None:
+            of = self._of.get(key)
             if of is None:
-                of = self._of[held.key] = {}
-            of[held.agent_id] = of.get(held.agent_id, 0) + 1
-        self._expiry.set(held.lease_id, now=now)
+                of = self._of[key] = {}
+            of[agent_id] = of.get(agent_id, 0) + 1
+        self._expiry.set(lease_id, now=now)
 
     def renew(self, lease_id: LeaseId, *, now: Instant) -> None:
         """A shell still works on it; nothing happens when it does not live any more."""
@@ -119,19 +132,20 @@ class Ledger:
         if held is None:
             return None
         self._expiry.discard(lease_id)
-        on = self._on[held.agent_id]
+        agent_id, key = held.agent_id, held.key
+        on = self._on[agent_id]
         del on[lease_id]
         if not on:
-            del self._on[held.agent_id]
-        if held.key is not None:
-            of = self._of[held.key]
-            left = of[held.agent_id] - 1
+            del self._on[agent_id]
+        if key is not None:
+            of = self._of[key]
+            left = of[agent_id] - 1
             if left:
-                of[held.agent_id] = left
+                of[agent_id] = left
             else:
-                del of[held.agent_id]
+                del of[agent_id]
                 if not of:
-                    del self._of[held.key]
+                    del self._of[key]
         return held
 
     def expire(self, *, now: Instant) -> list[Held]:
@@ -140,7 +154,7 @@ class Ledger:
 
     def next_deadline(self) -> Instant | None:
         """When the next lease expires."""
-        return self._expiry.next_deadline()
+        return self._expiry.earliest
 
     def until(self, lease_id: LeaseId) -> Instant | None:
         """When this lease expires; None when it does not live."""

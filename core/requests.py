@@ -22,6 +22,7 @@ Kind = tuple[ModelKey | None, str, bool, tuple[AgentId, ...]]
 
 _EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
 _NS_PER_S: Final = 1_000_000_000
+_NOTHING_TOLD: Final = Usage()
 
 _WHAT_HAPPENED: Final = {
     Failure.REFUSED: "could not be reached",
@@ -48,6 +49,9 @@ class Phase(enum.Enum):
     """The shell was told to answer it without a node; it has not said yet that it did."""
 
 
+_NEW: Final = Phase.NEW
+
+
 class Request:
     """One request from `RequestCame` to `Settled`."""
 
@@ -66,7 +70,7 @@ class Request:
         self.number = number
         """Of arrival, over all requests."""
         self.client = event.client
-        self.phase = Phase.NEW
+        self.phase = _NEW
         self.agent: Agent | None = None
         """Of the present or the last attempt."""
         self.lease_id: LeaseId | None = None
@@ -88,7 +92,7 @@ class Request:
         """While it waits behind an eviction barrier of its own: on which node."""
         self.barred: dict[str, str] = {}
         """Nodes that the last decision passed over, by name, and why."""
-        self.refused_by: list[AgentId] = []
+        self.refused_by: list[Agent] = []
         """Nodes that said their model cannot do this."""
         self.spent = 0
         """Attempts that may have cost a node work."""
@@ -113,39 +117,42 @@ class Request:
     def end_attempt(self, outcome: str, *, now: Instant) -> None:
         """Note how the present attempt ended."""
         assert self.agent is not None, "an attempt without a node"
+        agent = self.agent
         duration_ms = (now - self.started_at) * 1000
-        self.attempts.append(Attempt(agent_id=self.agent.id, agent_name=self.agent.name, outcome=outcome, duration_ms=duration_ms))
+        self.attempts.append(Attempt(agent_id=agent.id, agent_name=agent.name, outcome=outcome, duration_ms=duration_ms))
 
     def record(self, ending: Ending, settled: Settled | None, *, now: Instant) -> Record:
         """What history keeps."""
-        agent = self.agent
+        agent, came = self.agent, self.came
+        if settled is None:
+            settled = Settled(request_id=self.id, ending=ending, message="its end was never reported")
         return Record(
-            request_id=self.id,
-            route=self.came.route,
-            model=self.came.model,
-            client=self.client,
-            agent_id=None if agent is None else agent.id,
-            agent_name=None if agent is None else agent.name,
-            ending=ending,
-            message="its end was never reported" if settled is None else settled.message,
-            status=0 if settled is None else settled.status,
-            duration_ms=(now - self.at) * 1000,
-            queue_ms=self.waited_s * 1000,
-            ttft_ms=None if self.first_byte_at is None else (self.first_byte_at - self.at) * 1000,
-            predicted_start_ms=self.predicted_ms,
-            usage=None if settled is None else settled.usage,
-            attempts=tuple(self.attempts),
-            body_bytes=0 if settled is None else settled.body_bytes,
-            chunks=0 if settled is None else settled.chunks,
+            self.id,
+            came.route,
+            came.model,
+            self.client,
+            None if agent is None else agent.id,
+            None if agent is None else agent.name,
+            ending,
+            settled.message,
+            settled.status,
+            (now - self.at) * 1000,
+            self.waited_s * 1000,
+            None if self.first_byte_at is None else (self.first_byte_at - self.at) * 1000,
+            self.predicted_ms,
+            settled.usage,
+            tuple(self.attempts),
+            settled.body_bytes,
+            settled.chunks,
         )
 
     def sample(self, settled: Settled, *, now: Instant) -> Sample:
         """What the request showed of its node's speed; it ended well there."""
-        usage = settled.usage or Usage()
+        usage = settled.usage or _NOTHING_TOLD
         service_s = now - self.started_at
         answering_s = now - (self.first_byte_at or self.started_at)
         load_s = usage.load_ns / _NS_PER_S if usage.load_ns else None
-        if self.cold and load_s is None and self.first_byte_at is not None:
+        if self.cold and load_s is None and self.first_byte_at is not None and self.first_byte_at < now:
             load_s = self.first_byte_at - self.started_at
         output, told = usage.output_tokens, True
         if self.ask.output_tokens and not output:

@@ -285,7 +285,7 @@ class Router:
         else:
             request.tried[agent_id] = request.tried.get(agent_id, 0) + 1
         if verdict.cannot:
-            request.refused_by.append(agent_id)
+            request.refused_by.append(request.agent)
         request.spent += verdict.cost is Cost.BUDGETED
         if verdict.cost is Cost.FINAL or request.spent > self._config.retries_budgeted:
             self._dispatcher.give_up(request, effects, now=now)
@@ -314,20 +314,22 @@ class Router:
             else:
                 outcome = event.ending.value
                 if event.ending is Ending.SUCCESS:
-                    self._succeeded(request, event, now)
+                    self._succeeded(request, event, effects, now)
                 else:
                     self._health.ended(agent.id, request.id)
             request.end_attempt(outcome, now=now)
         effects.append(request.record(event.ending, event, now=now))
 
-    def _succeeded(self, request: Request, event: Settled, now: Instant) -> None:
+    def _succeeded(self, request: Request, event: Settled, effects: list[Effect], now: Instant) -> None:
         """A node served it well: what that teaches."""
         agent, key = request.agent, request.key
         assert agent is not None, "served by nobody"
         self._health.succeeded(agent.id, key)
-        for agent_id in request.refused_by:
+        for refused_by in request.refused_by:
             # This node could: those that said the model cannot are the ones at fault.
-            self._health.failed(agent_id, key, Fault.MODEL, "said that the model cannot", request_id=request.id, now=now)
+            why = "said that the model cannot do what another node could"
+            for ejection in self._health.failed(refused_by.id, key, Fault.MODEL, why, request_id=request.id, now=now):
+                self._tell(ejection, refused_by.name, effects)
         if request.ask.key is None:
             return
         if request.came.unload:
