@@ -157,7 +157,7 @@ class Auto(Strategy):
     part_names = ("work", "ahead", "cold", "displaced")
     makes_room = True
 
-    def __init__(self, speeds: Speeds, displacement: "Displacement | None") -> None:
+    def __init__(self, speeds: Speeds, displacement: "Displacement | None" = None) -> None:
         self._speeds = speeds
         self._displacement = displacement
 

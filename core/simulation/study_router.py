@@ -47,9 +47,10 @@ BUSY_TEXT = "server busy, please try again.  maximum pending requests exceeded"
 class RouterDispatcher:
     """One per run."""
 
-    def __init__(self, config: RouterConfig, fleet: Sequence[NodeSpec]) -> None:
+    def __init__(self, config: RouterConfig, fleet: Sequence[NodeSpec], *, with_metrics: bool = False) -> None:
         self.router = Router(config, now=Instant(0.0))
         self._fleet = fleet
+        self._with_metrics = with_metrics
         self._beats = 0
         self._started: set[int] = set()
         self._live: dict[RequestId, None] = {}
@@ -142,8 +143,8 @@ class RouterDispatcher:
         self._beats += 1
         heartbeat = Heartbeat(
             agent_id=str(node),
-            cpu_usage=BUSY_CPU_PERCENT if in_flight else IDLE_CPU_PERCENT,
-            memory_usage=MEMORY_PERCENT,
+            cpu_usage=(BUSY_CPU_PERCENT if in_flight else IDLE_CPU_PERCENT) if self._with_metrics else 0.0,
+            memory_usage=MEMORY_PERCENT if self._with_metrics else 0.0,
             active_requests=in_flight,
             loaded_models=loaded,
             installed_models=installed,
