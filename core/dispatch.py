@@ -43,6 +43,10 @@ SHORTEST_WAIT_S: Final = 0.001
 """A deadline lies ahead, whatever rounding has made of what is left."""
 
 
+_TRYING: Final = Phase.TRYING  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
+_WAITING: Final = Phase.WAITING
+_DRAINING: Final = AgentState.DRAINING
+
 _Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
 """A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
 when somebody asks."""
@@ -161,7 +165,7 @@ class Dispatcher:
                 del loading[request.key]
             elif request.cold:
                 loading[request.key] = Loading(now, loading[request.key].expected_s)
-        if agent.state is AgentState.DRAINING and not self.ledger.in_flight(agent.id):
+        if agent.state is _DRAINING and not self.ledger.in_flight(agent.id):
             effects += self._registry.emptied(agent)
 
     def give_up(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
@@ -290,9 +294,19 @@ class Dispatcher:
 
     def _obstacle(self, request: Request, choice: Choice, *, now: Instant) -> str | None:
         """Why the chosen node cannot have the request yet; None: it can. Raises the eviction barrier where that is what it takes."""
+        before, request.victims = request.barrier, ()
+        if before is None and choice.room and request.key in choice.agent.inventory.resident:
+            return None
+        if before is not None:
+            del self._barriers[before]
+            request.barrier = None
+        why = self._what_bars(request, choice, now=now)
+        if before is not None and request.barrier != before:
+            self.stirred = True
+        return why
+
+    def _what_bars(self, request: Request, choice: Choice, *, now: Instant) -> str | None:
         agent, key = choice.agent, request.key
-        self._lower_barrier(request)
-        request.victims = ()
         if not choice.room:
             return f"waits for {agent.name}, whose slots are taken"
         if not self._strategy.makes_room or key is None or not request.ask.needs_slot or key in agent.inventory.resident:
@@ -314,22 +328,23 @@ class Dispatcher:
         return f"waits for {agent.name} until {', '.join(display(victim) for victim in busy)} may be unloaded"
 
     def _lower_barrier(self, request: Request) -> None:
-        """It is decided anew, or over: what it kept away may come again."""
+        """It does not wait any more: what it kept away may come again."""
         if request.barrier is not None:
             del self._barriers[request.barrier]
             request.barrier = None
             self.stirred = True
 
     def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
-        self.leave(request, now=now)
+        if request.phase is _WAITING:
+            self.leave(request, now=now)
         agent = choice.agent
         request.attempt += 1
         lease_id = LeaseId(f"{request.id}/{request.attempt}")
-        request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, Phase.TRYING
+        request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, _TRYING
         victims, request.victims = request.victims, ()
         for victim in victims:
             agent.inventory.saw_unloaded(victim, now=now)
-        key = request.key if request.came.route.runs_model else None
+        key = request.ask.key
         self.ledger.grant(Held(lease_id, request.id, agent.id, key), now=now)
         self._chosen += 1
         agent.last_chosen = self._chosen

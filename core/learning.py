@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from core.config import RouterConfig
-from core.units import MICROS_PER_S, AgentId, ModelKey
+from core.units import MICROS_PER_S, AgentId, Instant, ModelKey
 
 MODELS_MAX: Final = 4096
 """Models whose answer length is remembered."""
@@ -36,6 +36,9 @@ _PEAK_DECAY: Final = 0.05
 _JUMP_MAX: Final = 4.0
 _NS_PER_S: Final = 1_000_000_000
 _UNKNOWN_S: Final = 1e9
+LEARN_EVERY_S: Final = 0.02
+"""Of one model on one node. What a hundred requests within a second show, fifty show as well."""
+
 _TOLERANCE: Final = 0.03
 """Changes below this share of a value do not change rates, which are coarser than that."""
 
@@ -69,13 +72,14 @@ class Rates(msgspec.Struct, frozen=True, gc=False):
 class _Pair:
     """Learned about one model on one node; speeds in tokens/s. `used`: the values that the present rates come from."""
 
-    __slots__ = ("decode", "load_s", "overhead_s", "prefill", "used")
+    __slots__ = ("curious_at", "decode", "load_s", "overhead_s", "prefill", "used")
 
     def __init__(self) -> None:
         self.decode: float | None = None
         self.prefill: float | None = None
         self.load_s: float | None = None
         self.overhead_s = _UNKNOWN_S
+        self.curious_at = Instant(0.0)
         self.used = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -129,6 +133,17 @@ class Speeds:
         self.refresh(agent_id)
         self._pairs.pop(agent_id, None)
         self._nodes.pop(agent_id, None)
+
+    def curious(self, agent_id: AgentId, key: ModelKey, *, now: Instant) -> bool:
+        """Whether another request that ended well is worth learning from. Who asks must do so then."""
+        of_node = self._pairs.get(agent_id)
+        pair = None if of_node is None else of_node.get(key)
+        if pair is None:
+            return True
+        if now < pair.curious_at:
+            return False
+        pair.curious_at = Instant(now + LEARN_EVERY_S)
+        return True
 
     def learn(self, agent_id: AgentId, key: ModelKey, sample: Sample, *, size_bytes: int) -> None:
         """One request ended well. On the way of every request: what hardly changes is not spread, and rates stay as they are."""

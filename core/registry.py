@@ -166,9 +166,11 @@ class Registry:
         stranger = (identity, event.upstream.host, event.upstream.port)
         pending = self._agents.get(self._strangers.get(stranger, AgentId("")))
         if pending is not None:
-            pending.introduce(registration, event.upstream)
-            self._heard(pending, now=now)
-            pending.boot = registration.boot
+            if registration.boot >= pending.boot:
+                pending.introduce(registration, event.upstream)
+                self._heard(pending, now=now)
+            if registration.boot > pending.boot:
+                pending.boot, pending.last_report = registration.boot, (registration.boot, -1)
             if event.trusted:
                 declined = self._approve(pending, now=now)
                 return declined or [Registered(agent_id=pending.id, status="updated")]
@@ -210,6 +212,7 @@ class Registry:
         agent.introduce(registration, event.upstream)
         self.changes.refreshed.append(agent.id)
         if registration.boot > agent.boot:
+            agent.ollama_ok = False  # until this run says otherwise: what the former one said is over
             agent.boot = registration.boot
             agent.last_report = (registration.boot, -1)
             agent.drained_by_itself = False
@@ -344,7 +347,7 @@ class Registry:
 
     def refused(self, agent: Agent) -> list[Effect]:
         """No connection to the node can be made: an agentless one is offline at once."""
-        if not agent.agentless or agent.state not in (AgentState.READY, AgentState.INITIALIZING, AgentState.DRAINING):
+        if not agent.agentless or agent.id not in self._expiry:
             return []
         return [*self._lose(agent, "refuses connections"), Probe(agent_id=agent.id)]
 

@@ -55,6 +55,13 @@ from core.views import AgentView, EjectionView, Explanation, Statistics, Waiting
 
 __all__ = ["AgentView", "Explanation", "Router", "Statistics", "WaitingView"]
 
+# Members of enumerations cost a Python call each where they are looked up (up to CPython 3.11).
+_TRYING: Final = Phase.TRYING
+_STREAMING: Final = Phase.STREAMING
+_WAITING: Final = Phase.WAITING
+_ANSWERED: Final = Phase.ANSWERED
+_SUCCESS: Final = Ending.SUCCESS
+
 WHY_MAX: Final = 200
 """Characters of a node's error text that logs and ejections quote."""
 
@@ -112,7 +119,8 @@ class Router:
             effects += self.tick(now=now)
         self._advance(now)
         self._handlers[type(event)](event, effects, now)
-        self._follow(effects, now)
+        if self._look or self._dispatcher.stirred or self._registry.changes.any:
+            self._follow(effects, now)
         self._deadline = self._earliest()
         return effects
 
@@ -146,7 +154,7 @@ class Router:
         earliest = dispatcher.grace_until
         for deadline in (
             self._ledger.next_deadline(),
-            dispatcher.answered.next_deadline(),
+            dispatcher.answered.earliest,
             self._registry.next_deadline(),
             self._queue.next_deadline(),
             self._health.next_deadline(),
@@ -245,25 +253,26 @@ class Router:
 
     def _first_byte(self, event: FirstByte, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
-        if request is None or request.phase is Phase.ANSWERED:
+        if request is None or request.phase is _ANSWERED:
             effects.append(Count(name="late_reports_total", labels={"kind": "first byte"}))
             return
         agent = request.agent
-        if request.phase is not Phase.TRYING or agent is None:
+        if request.phase is not _TRYING or agent is None:
             raise LocalError(f"request {event.request_id} is {request.phase.value}: it cannot have a first byte")
         self._delivered(request, agent, now)
 
     def _delivered(self, request: Request, agent: Agent, now: Instant) -> None:
         """A node gave the beginning of a good answer."""
-        request.phase = Phase.STREAMING
+        request.phase = _STREAMING
         request.first_byte_at = now
         if not self._health.quiet:
             self._health.delivered(agent.id, request.key, request.id)
             self._look = True
         if request.cold:
             self._look = True
-        if request.ask.key is not None and not request.came.unload:
-            agent.inventory.saw_loaded(request.ask.key, request.came.runner_options, now=now)
+        key, came = request.ask.key, request.came
+        if key is not None and not came.unload:
+            agent.inventory.saw_loaded(key, came.runner_options, now=now)
 
     def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
@@ -299,12 +308,14 @@ class Router:
             return
         self._settled_total += 1
         agent = request.agent
-        if request.phase is Phase.TRYING and event.ending is Ending.SUCCESS and agent is not None:
+        phase, ending = request.phase, event.ending
+        if phase is _TRYING and ending is _SUCCESS and agent is not None:
             self._delivered(request, agent, now)
-        phase = request.phase
-        self._dispatcher.leave(request, now=now)
-        self._dispatcher.answered.discard(request.id)
-        if phase in (Phase.TRYING, Phase.STREAMING) and agent is not None:
+        if phase is _WAITING:
+            self._dispatcher.leave(request, now=now)
+        elif phase is _ANSWERED:
+            self._dispatcher.answered.discard(request.id)
+        elif agent is not None:
             self._dispatcher.release(request, effects, now=now)
             self._look = True
             if event.node_fault is not None:
@@ -312,13 +323,13 @@ class Router:
                 self._blame(request, verdict, event.node_fault, event.message, effects, now)
                 outcome = event.node_fault.value
             else:
-                outcome = event.ending.value
-                if event.ending is Ending.SUCCESS:
+                outcome = ending._value_
+                if ending is _SUCCESS:
                     self._succeeded(request, event, effects, now)
                 else:
                     self._health.ended(agent.id, request.id)
             request.end_attempt(outcome, now=now)
-        effects.append(request.record(event.ending, event, now=now))
+        effects.append(request.record(ending, event, now=now))
 
     def _succeeded(self, request: Request, event: Settled, effects: list[Effect], now: Instant) -> None:
         """A node served it well: what that teaches."""
@@ -330,14 +341,15 @@ class Router:
             why = "said that the model cannot do what another node could"
             for ejection in self._health.failed(refused_by.id, key, Fault.MODEL, why, request_id=request.id, now=now):
                 self._tell(ejection, refused_by.name, effects)
-        if request.ask.key is None:
+        run, came = request.ask.key, request.came
+        if run is None:
             return
-        if request.came.unload:
-            agent.inventory.saw_unloaded(request.ask.key, now=now)
-        elif not request.came.load_only or request.cold:
-            model = agent.inventory.installed.get(request.ask.key)
+        if came.unload:
+            agent.inventory.saw_unloaded(run, now=now)
+        elif request.cold or (not came.load_only and self._speeds.curious(agent.id, run, now=now)):
+            model = agent.inventory.installed.get(run)
             size_bytes = 0 if model is None else model.size_bytes
-            self._speeds.learn(agent.id, request.ask.key, request.sample(event, now=now), size_bytes=size_bytes)
+            self._speeds.learn(agent.id, run, request.sample(event, now=now), size_bytes=size_bytes)
 
     def _blame(self, request: Request, verdict: Verdict, failure: Failure, text: str, effects: list[Effect], now: Instant) -> None:
         """A node failed a request: hold it against whom it concerns, and say so."""

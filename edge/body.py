@@ -257,6 +257,17 @@ _TEXT: Final = {
     Route.V1_RESPONSES: ("input", "instructions", "tools"),
     Route.V1_MESSAGES: ("messages", "system", "tools"),
 }
+# Of these the commonest body has nothing else but a model and `stream`.
+_PLAIN_TEXT: Final = {
+    Route.CHAT: "messages",
+    Route.GENERATE: "prompt",
+    Route.EMBED: "input",
+    Route.EMBEDDINGS: "prompt",
+    Route.V1_CHAT: "messages",
+    Route.V1_COMPLETIONS: "prompt",
+    Route.V1_EMBEDDINGS: "input",
+}
+_FLAGS: Final = {b"true": True, b"false": False, None: False}
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _STRINGS: Final = frozenset(("model", "name", "prompt", "system", "suffix", "instructions"))  # null leaves them as they were
 _RELOADING: Final = frozenset(("draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"))
@@ -283,13 +294,25 @@ def _wanted(key: str) -> str | None:
 def inspect(route: Route, body: bytes | memoryview, *, content_type: bytes = b"") -> BodyFacts:
     """What `body` says, as Ollama reads it. In one go, so for small bodies; in the loop use `inspect_async`."""
     body = bytes(body)
-    members = _fast_members(body)
-    if members is not None:
-        return _facts(route, members)
+    facts = inspect_ordinary(route, body)
+    if facts is not None:
+        return facts
     scanner = Scanner(_wanted)
     for piece in _slices(body, STEP_BYTES):
         scanner.feed(piece)
     return _conclude(route, scanner, content_type)
+
+
+def inspect_ordinary(route: Route, body: bytes) -> BodyFacts | None:
+    """What `body` says when it is of the small plain kind that is decoded at once; None: only the exact scanner can tell."""
+    found = _decode_small(body)
+    if found is None:
+        return None
+    facts = _plain_facts(route, found, body)
+    if facts is not None:
+        return facts
+    members = _members(found, body)
+    return None if members is None else _facts(route, members)
 
 
 async def inspect_async(route: Route, body: Body, *, content_type: bytes = b"") -> BodyFacts:
@@ -299,8 +322,8 @@ async def inspect_async(route: Route, body: Body, *, content_type: bytes = b"") 
     2 ms with checkpoints between them, and not in a worker thread: a thread that computes keeps the interpreter's lock for 5 ms at a
     time, which every stream would feel. Only files are read by a thread.
     """
-    if body.data is not None and (members := _fast_members(body.data)) is not None:
-        return _facts(route, members)
+    if body.data is not None and (facts := inspect_ordinary(route, body.data)) is not None:
+        return facts
     scanner = Scanner(_wanted)
     began = time.perf_counter()
     for offset in range(0, body.length, PIECE_BYTES):
@@ -335,12 +358,12 @@ def _conclude(route: Route, scanner: Scanner, content_type: bytes) -> BodyFacts:
     return BodyFacts(problem=problem, stream=route.streams_by_default)
 
 
-def _fast_members(body: bytes) -> list[Member] | None:
-    """The wanted members of an ordinary body; None when only the exact scanner can tell.
+def _decode_small(body: bytes) -> dict[str, msgspec.Raw] | None:
+    """The members of an ordinary body; None when only the exact scanner can tell.
 
-    Equal to the scanner's result because: msgspec is as strict as Go or stricter; its dict keeps every key that occurs, so a wanted key
-    in other letters is seen; one spelled with escapes is ruled out first; and a repeated one is, since the dict lost its value, found
-    more often in the body than in the values that the dict kept (once more: the key itself).
+    What is made of them equals the scanner's result because: msgspec is as strict as Go or stricter; its dict keeps every key that
+    occurs, so a wanted key in other letters is seen; one spelled with escapes is ruled out first; and a repeated one is, since the dict
+    lost its value, found more often in the body than in the values that the dict kept (once more: the key itself).
     """
     if len(body) > FAST_MAX_BYTES or (len(body) > STEP_BYTES and body.count(b'"') > FAST_MAX_QUOTES):
         return None
@@ -350,8 +373,26 @@ def _fast_members(body: bytes) -> list[Member] | None:
         found = _decode_object(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if len(found) > FAST_MAX_KEYS:
+    return found if len(found) <= FAST_MAX_KEYS else None
+
+
+def _plain_facts(route: Route, found: dict[str, msgspec.Raw], body: bytes) -> BodyFacts | None:
+    """`_facts` of `_members` for the commonest body of all: a model, a short text, perhaps `stream`, each said once. None: any other."""
+    name = _PLAIN_TEXT.get(route)
+    model, text, stream = found.get("model"), found.get(name or ""), found.get("stream")
+    if name is None or model is None or text is None or len(body) >= BLOB_MIN_BYTES or len(found) != (2 if stream is None else 3):
         return None
+    if body.count(b'"model"') != 1 or body.count(_SPELLED[name]) != 1 or (stream is not None and body.count(b'"stream"') != 1):
+        return None
+    named, said, flag = bytes(model), bytes(text), _FLAGS.get(None if stream is None else bytes(stream))
+    if flag is None or named[0] != 0x22 or len(named) == 2 or said[0] == 0x6E or is_empty(said):
+        return None
+    streams = route.streams_by_default if stream is None else flag
+    return BodyFacts(model=go_string(named), stream=streams, input_tokens=len(said) // BYTES_PER_TOKEN)
+
+
+def _members(found: dict[str, msgspec.Raw], body: bytes) -> list[Member] | None:
+    """The wanted ones; None when only the exact scanner can tell."""
     members: list[Member] = []
     for key, value in found.items():
         spelled = _SPELLED.get(key)

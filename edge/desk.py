@@ -4,7 +4,6 @@ Decides nothing. `put` is sync, so that a decision made on behalf of another req
 is kept. A `Cut` is not queued: it ends the attempt that is running, and says why.
 """
 
-from collections import deque
 from typing import Protocol
 
 import trio
@@ -30,7 +29,7 @@ class Desk:
 
     def __init__(self, request_id: RequestId) -> None:
         self.request_id = request_id
-        self._answers: deque[Answer] = deque()
+        self._answers: list[Answer] = []
         self._arrived: trio.Event | None = None
         self._attempt: Attempt | None = None
 
@@ -46,7 +45,7 @@ class Desk:
 
     def take_nowait(self) -> Answer | None:
         """The oldest effect not yet taken, or None."""
-        return self._answers.popleft() if self._answers else None
+        return self._answers.pop(0) if self._answers else None
 
     async def take(self) -> Answer:
         """The oldest effect not yet taken; waits for one."""
@@ -58,7 +57,7 @@ class Desk:
                 await self._arrived.wait()
             finally:
                 self._arrived = None
-        return self._answers.popleft()
+        return self._answers.pop(0)
 
     def begin(self, attempt: Attempt) -> None:
         """From now on a Cut ends `attempt`."""

@@ -232,10 +232,10 @@ class Listener:
 
     async def _serve_requests(self, conn: ClientConnection) -> None:
         """Request after request. Returns when the connection is to be closed."""
-        protocol = Protocol.NATIVE
+        native = protocol = Protocol.NATIVE
         try:
             while True:
-                protocol = Protocol.NATIVE
+                protocol = native
                 head = await conn.read_head()
                 if head is None:
                     return

@@ -29,9 +29,9 @@ from core.events import (
     Wait,
 )
 from core.units import AgentId, RequestId
-from edge.body import Body, BodyBudget, BodyFacts, inspect_async, read_body
+from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordinary, read_body
 from edge.desk import Decider, Desk
-from edge.headers import error_body, request_head, response_head, safe_value, simple_response
+from edge.headers import error_body, own_request, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
 from edge.relay import Failed, Good, Kept, open_answer, pour
 from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
@@ -41,6 +41,13 @@ STALE_WITHIN_S: Final = 1.0
 
 ONE_SEND_BYTES: Final = 256 << 10
 """Up to this size head and body leave in one send."""
+
+_V1_MODEL: Final = Route.V1_MODEL  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
+_SUCCESS: Final = Ending.SUCCESS
+_ERROR: Final = Ending.ERROR
+
+UNLOAD_WITHIN_S: Final = 2.0
+"""Ollama answers an unload at once, before it is done."""
 
 CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 
@@ -104,23 +111,21 @@ class Proxy:
         """
         body = await read_body(conn, head, self._budget)
         try:
-            facts = await self._facts(head, route, body)
+            facts = _facts_at_once(head, route, body)
+            if facts is None:
+                facts = await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
             await self._serve(conn, head, route, body, facts)
         finally:
             body.close()
 
-    async def _facts(self, head: RequestHead, route: Route, body: Body) -> BodyFacts:
-        if route is Route.V1_MODEL:
-            return BodyFacts(model=head.path.rpartition("/")[2])
-        return await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
-
     async def _serve(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, facts: BodyFacts) -> None:
+        decider = self._decider
         request_id = self._new_id()
-        desk = self._decider.open_desk(request_id)
+        desk = decider.open_desk(request_id)
         one = self._live[request_id] = _One(self, conn, head, route, body, facts.stream, desk)
-        settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
+        settled: Settled | None = None
         try:
-            self._decider.apply(
+            decider.apply(
                 RequestCame(
                     request_id=request_id,
                     route=route,
@@ -138,8 +143,17 @@ class Proxy:
             settled = await one.run()
         finally:
             del self._live[request_id]
-            self._decider.apply(settled)
-            self._decider.close_desk(request_id)
+            if settled is None:
+                settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
+            decider.apply(settled)
+            decider.close_desk(request_id)
+
+
+def _facts_at_once(head: RequestHead, route: Route, body: Body) -> BodyFacts | None:
+    """The facts of most requests; None: the body must be read with checkpoints."""
+    if route is _V1_MODEL:
+        return BodyFacts(model=head.path.rpartition("/")[2])
+    return None if body.data is None else inspect_ordinary(route, body.data)
 
 
 class _One:
@@ -202,8 +216,8 @@ class _One:
                 if effect is None or isinstance(effect, Wait):
                     effect = await self._wait()
                 match effect:
-                    case Forward(lease=lease):
-                        settled = await self._attempt(lease)
+                    case Forward(lease=lease, unload=unload):
+                        settled = await self._attempt(lease, unload)
                         if settled is not None:
                             return settled
                     case PassOn():
@@ -228,13 +242,15 @@ class _One:
 
     # ------------------------------------------------------------ attempts
 
-    async def _attempt(self, lease: Lease) -> Settled | None:
+    async def _attempt(self, lease: Lease, unload: tuple[str, ...]) -> Settled | None:
         """Try one node. None: another effect is to be carried out."""
         self.agent_id = lease.agent_id
         self._ended = None
         self.desk.begin(self)
         self.conn.begin(self)
         try:
+            if unload:
+                await self._make_room(lease, unload)
             limit_s = self.proxy._options.first_token_timeout_s
             opened = await (self._open_within(lease, limit_s) if limit_s else self._open(lease))
             if isinstance(opened, Good) and self._ended is None:
@@ -253,6 +269,24 @@ class _One:
             self._attempt_ended(opened.failure, opened.status, opened.text, opened.repeat_guard)
         return None
 
+    async def _make_room(self, lease: Lease, models: tuple[str, ...]) -> None:
+        """Have the node unload these models. What fails is left to the node: it then makes room as it would have without us."""
+        pool = self.proxy._pool
+        extra = self._credential(lease)
+        for model in models:
+            with trio.move_on_after(UNLOAD_WITHIN_S):
+                try:
+                    conn = pool.take(lease.upstream) or await pool.dial(lease.upstream)
+                except DialFailed:
+                    return
+                try:
+                    await conn.send(own_request(lease.upstream, b"/api/generate", {"model": model, "keep_alive": 0}, extra=extra))
+                    await open_answer(conn, route=Route.GENERATE, stream=False, hold_bytes=self.proxy._options.answer_hold_bytes)
+                except UpstreamCut:
+                    pass
+                finally:
+                    pool.give_back(conn)
+
     async def _answer(self, good: Good, lease: Lease) -> Settled:
         """Pour a good answer out."""
         upstream = self.upstream
@@ -263,7 +297,7 @@ class _One:
         failure = poured.node_failure
         return Settled(
             request_id=self.request_id,
-            ending=Ending.SUCCESS if poured.clean else Ending.ERROR,
+            ending=_SUCCESS if poured.clean else _ERROR,
             status=good.head.status,
             message=poured.error_text,
             node_fault=failure if failure is None or self._ended is None else self._ended,
@@ -286,28 +320,30 @@ class _One:
     async def _open(self, lease: Lease) -> Good | Failed:
         """Send the request to the node and read the beginning of its answer. `upstream` is the connection."""
         try:
-            upstream = self.upstream = await self._connect(lease.upstream)
+            upstream = self.upstream = self._take(lease.upstream) or await self._dial(lease.upstream)
             opened = await self._exchange(upstream, lease)
             if isinstance(opened, Failed) and self._was_stale(upstream, opened):
                 self._let_go()
-                upstream = self.upstream = await self._connect(lease.upstream, fresh=True)
+                upstream = self.upstream = await self._dial(lease.upstream)
                 opened = await self._exchange(upstream, lease)
         except DialFailed as error:
             return Failed(failure=Failure.REFUSED, text=str(error))
         return opened
 
-    async def _connect(self, upstream: Upstream, *, fresh: bool = False) -> UpstreamConnection:
-        """A connection to the node. Raises DialFailed, also when the attempt was ended meanwhile."""
-        pool = self.proxy._pool
-        conn = None if fresh or self._ended is not None else pool.take(upstream)
-        if conn is None:
-            with trio.CancelScope() as self._dialling:
-                if self._ended is not None:
-                    raise DialFailed(self._why)
-                try:
-                    conn = await pool.dial(upstream)
-                finally:
-                    self._dialling = None
+    def _take(self, upstream: Upstream) -> UpstreamConnection | None:
+        """An idle connection to the node, if there is one."""
+        return None if self._ended is not None else self.proxy._pool.take(upstream)
+
+    async def _dial(self, upstream: Upstream) -> UpstreamConnection:
+        """A new connection to the node. Raises DialFailed, also when the attempt was ended meanwhile."""
+        conn: UpstreamConnection | None = None
+        with trio.CancelScope() as self._dialling:
+            if self._ended is not None:
+                raise DialFailed(self._why)
+            try:
+                conn = await self.proxy._pool.dial(upstream)
+            finally:
+                self._dialling = None
         if conn is None:
             raise DialFailed(self._why)
         if self._ended is not None:
@@ -339,18 +375,20 @@ class _One:
         return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.proxy._options.answer_hold_bytes)
 
     def _request_head(self, lease: Lease) -> bytes:
-        upstream: Upstream = lease.upstream
-        extra: list[tuple[bytes, bytes]] = []
-        if upstream.gateway and (credential := self.proxy._credential_of(lease.agent_id)):
-            extra.append((CREDENTIAL_HEADER, credential))
         return request_head(
             self.head,
-            upstream,
+            lease.upstream,
             request_id=self.request_id,
             body_length=self.body.length,
             client_host=self.conn.peer_host,
-            extra=extra,
+            extra=self._credential(lease),
         )
+
+    def _credential(self, lease: Lease) -> tuple[tuple[bytes, bytes], ...]:
+        """What a gateway wants to see."""
+        if lease.upstream.gateway and (credential := self.proxy._credential_of(lease.agent_id)):
+            return ((CREDENTIAL_HEADER, credential),)
+        return ()
 
     def _attempt_ended(self, failure: Failure, status: int, text: str, repeat_guard: bool) -> None:
         self.proxy._decider.apply(

@@ -52,6 +52,7 @@ _COUNTS: Final = {
     Protocol.RESPONSES: re.compile(rb'"(input_tokens|output_tokens)":([0-9]{1,18})(?=[,}])'),
     Protocol.ANTHROPIC: re.compile(rb'"(input_tokens|output_tokens)":([0-9]{1,18})(?=[,}])'),
 }
+_NATIVE: Final = Protocol.NATIVE  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
 _USAGE_FIELDS: Final = {
     b"prompt_eval_count": "prompt_tokens",
     b"prompt_tokens": "prompt_tokens",
@@ -68,10 +69,9 @@ _USAGE_FIELDS: Final = {
 
 def usage_of(tail: bytes, protocol: Protocol) -> Usage | None:
     """The counts in the last bytes of an answer; None when it tells none. Where a name comes twice the last one is meant."""
-    if protocol is Protocol.NATIVE and tail[:1] == b"{" and b"\n" not in tail[:-1]:
+    if protocol is _NATIVE and tail[:1] == b"{" and tail.find(b"\n", 0, -1) < 0:
         try:  # one whole object: three times as fast as the search
-            told = msgspec.json.decode(tail, type=_NativeCounts)
-            return told.usage()
+            return _decode_counts(tail).usage()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
     found = {_USAGE_FIELDS[name]: int(digits) for name, digits in _COUNTS[protocol].findall(tail)}
@@ -97,6 +97,9 @@ class _NativeCounts(msgspec.Struct):
             prompt_ns=self.prompt_eval_duration,
             eval_ns=self.eval_duration,
         )
+
+
+_decode_counts: Final = msgspec.json.Decoder(_NativeCounts).decode
 
 
 def error_text(body: bytes) -> str:

@@ -142,10 +142,10 @@ class Driver:
                 case Forward() | Wait() | Refuse() | PassOn() | Cut():
                     if (desk := self._desks.get(effect.request_id)) is not None:
                         desk.put(effect)
-                case Count():
-                    self._sinks.count(effect.name, effect.labels, effect.by)
                 case Record():
                     self._sinks.record(effect)
+                case Count():
+                    self._sinks.count(effect.name, effect.labels, effect.by)
                 case Note():
                     self._sinks.note(effect.level, effect.event, effect.fields)
                 case Probe():

@@ -42,16 +42,27 @@ class _Buckets:
         return sums
 
 
+class _OfRoute:
+    """What is kept of the requests of one route."""
+
+    __slots__ = ("duration", "ended", "first_byte", "queue")
+
+    def __init__(self) -> None:
+        self.ended: dict[Ending, int] = {}
+        self.duration = _Buckets()
+        self.queue = _Buckets()
+        self.first_byte = _Buckets()
+
+
 class Metrics:
     """All metrics of one coordinator."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self._dropped = 0
-        self._ended: dict[tuple[Route, Ending], int] = {}
+        self._routes: dict[Route, _OfRoute] = {}
         self._outcomes: dict[str, int] = {}
         """Few: failures, endings, and HTTP statuses."""
-        self._histograms: dict[tuple[str, Route], _Buckets] = {}
 
     def count(self, name: str, labels: dict[str, str], by: int = 1) -> None:
         """Add to a counter; a series that would be one too many is dropped and counted as that."""
@@ -66,31 +77,32 @@ class Metrics:
 
     def observe(self, record: Record) -> None:
         """A request is over: how it and its attempts ended, and its times."""
-        key = (record.route, record.ending)
-        self._ended[key] = self._ended.get(key, 0) + 1
+        route = self._routes.get(record.route)
+        if route is None:
+            route = self._routes[record.route] = _OfRoute()
+        route.ended[record.ending] = route.ended.get(record.ending, 0) + 1
+        outcomes = self._outcomes
         for attempt in record.attempts:
-            self._outcomes[attempt.outcome] = self._outcomes.get(attempt.outcome, 0) + 1
-        route = record.route
-        self._buckets("request_duration_seconds", route).add(record.duration_ms / 1000)
-        self._buckets("queue_seconds", route).add(record.queue_ms / 1000)
+            outcomes[attempt.outcome] = outcomes.get(attempt.outcome, 0) + 1
+        route.duration.add(record.duration_ms / 1000)
+        route.queue.add(record.queue_ms / 1000)
         if record.ttft_ms is not None:
-            self._buckets("time_to_first_byte_seconds", route).add(record.ttft_ms / 1000)
+            route.first_byte.add(record.ttft_ms / 1000)
 
     def snapshot(self, statistics: Statistics, agents: list[AgentView]) -> "Snapshot":
         """Everything as it is now, with the router's own state, to be rendered in a worker thread."""
         counts = dict(self._counts)
-        for (route, ending), value in self._ended.items():
-            counts["requests_total", (("route", route.value), ("status", ending.value))] = value
+        histograms: dict[tuple[str, str], _Buckets] = {}
+        for route, of_route in self._routes.items():
+            for ending, value in of_route.ended.items():
+                counts["requests_total", (("route", route.value), ("status", ending.value))] = value
+            histograms["request_duration_seconds", route.value] = of_route.duration
+            histograms["queue_seconds", route.value] = of_route.queue
+            if any(of_route.first_byte.counts):
+                histograms["time_to_first_byte_seconds", route.value] = of_route.first_byte
         for outcome, value in self._outcomes.items():
             counts["attempts_total", (("outcome", outcome),)] = value
-        histograms = {(name, route.value): buckets for (name, route), buckets in self._histograms.items()}
         return Snapshot(counts, self._dropped, histograms, statistics, agents)
-
-    def _buckets(self, name: str, route: Route) -> _Buckets:
-        buckets = self._histograms.get((name, route))
-        if buckets is None:
-            buckets = self._histograms[name, route] = _Buckets()
-        return buckets
 
 
 class Snapshot(Collector):

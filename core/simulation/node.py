@@ -11,7 +11,10 @@ What it keeps of the real one:
 * A keep-alive stays on the runner until another request sets one. Its timer runs while nothing is in flight.
 * The client whose request started a load takes the load with it when it leaves. A client that leaves during prefill frees its slot
   when the running batch is through; at any other time at once.
-* Prefill goes before decoding on one runner; runners that are busy at once share the machine evenly.
+* Prefill goes before decoding on one runner: the streams beside it get one token for each batch that is read. Runners that are busy
+  at once share the machine, evenly and, where `contention` says so, with a loss.
+* Waiting for a slot is first come first served, but for requests that come close together: those may overtake each other, if the
+  machine is given dice.
 
 Invariants: a runner never works for more requests than it has slots; a runner that works is never evicted; what happens
 between two calls happens at its own instant, however late the call comes.
@@ -44,6 +47,7 @@ from core.simulation.node_words import (
     effective_context,
     needed_bytes,
 )
+from core.simulation.prng import Prng, Ratio
 from core.units import Instant
 
 __all__ = [
@@ -71,6 +75,10 @@ ROOM_SHARE: Final = 0.8
 """A model is loaded beside others only if it fits into this share of the free memory."""
 ABORT_S: Final = 0.21
 """From the client's leaving to the end of the load that it had started."""
+SHUFFLE_S: Final = 0.06
+"""Requests that come for one runner within this time may overtake each other: each pings the runner before it queues for a slot."""
+OVERTAKES: Final = Ratio(1, 3)
+"""How often a request gets before the one that it finds in front of it, so recent."""
 CACHED_CONVERSATIONS: Final = 64
 """Conversations whose prompt a runner still knows; the longest unused goes first."""
 NEAR: Final = 1e-3
@@ -96,7 +104,10 @@ class _Stage(Enum):
 
 
 class _Work:
-    __slots__ = ("cached", "came", "done", "event", "first", "goal", "gone", "obtained", "phase", "reported", "runner", "started", "todo")
+    __slots__ = (
+        "batches", "cached", "came", "done", "event", "first", "goal", "gone", "obtained", "phase", "prompt", "reported", "runner",
+        "started", "todo",
+    )  # fmt: skip
 
     def __init__(self, event: Came, came: Instant) -> None:
         self.event = event
@@ -104,7 +115,9 @@ class _Work:
         self.goal = event.output_tokens if event.hold_at is None else min(event.output_tokens, event.hold_at)
         self.phase = _Phase.WAITING
         self.runner: _Runner | None = None
-        self.todo = 0.0  # prompt tokens to be read
+        self.prompt = 0.0  # tokens to be read at the start, what any prompt costs included
+        self.todo = 0.0  # of these, still to be read
+        self.batches = 0  # read whole, as far as the streams beside it have noticed
         self.done = 0.0  # tokens produced
         self.reported = 0
         self.cached = 0
@@ -114,7 +127,7 @@ class _Work:
 class _Runner:
     __slots__ = (
         "cache", "context", "expires_at", "in_flight", "keep_alive_s", "model", "name", "num_ctx",
-        "options", "prefill", "rate", "size_bytes", "slots", "waiting", "working",
+        "options", "prefill", "rate", "size_bytes", "slots", "streams", "waiting", "working",
     )  # fmt: skip
 
     def __init__(self, work: _Work, model: ModelTiming, node: NodeTiming) -> None:
@@ -133,14 +146,16 @@ class _Runner:
         self.working: list[_Work] = []
         self.cache: OrderedDict[str, int] = OrderedDict()
         self.prefill: _Work | None = None  # whose prompt is being read
+        self.streams = 0  # that decode, or wait for the next batch of that prompt
         self.rate = 0.0  # tokens per second: of that prompt, or of each stream
 
 
 class SimulatedNode:
-    """One Ollama. `models` is read at each request and may be changed between calls."""
+    """One Ollama. `models` is read at each request and may be changed between calls. Without `dice` nobody overtakes anybody."""
 
-    def __init__(self, timing: NodeTiming, models: Mapping[str, ModelTiming], *, now: Instant) -> None:
+    def __init__(self, timing: NodeTiming, models: Mapping[str, ModelTiming], *, now: Instant, dice: Prng | None = None) -> None:
         self.timing = timing
+        self._dice = dice
         self.models = models
         self._runners: dict[str, _Runner] = {}
         self._works: dict[str, _Work] = {}
@@ -255,6 +270,7 @@ class SimulatedNode:
                     streams += 1
                 elif runner.prefill is None and work.phase is not _Phase.HELD:
                     runner.prefill = work
+            runner.streams = streams
             if runner.prefill is not None:
                 runner.rate = runner.model.prefill_tokens_s
                 busy += 1
@@ -263,16 +279,21 @@ class SimulatedNode:
                 busy += 1
             elif not runner.in_flight and runner.expires_at is not None:
                 due = min(due, runner.expires_at)
+        share = busy * (1 + self.timing.contention * (busy - 1)) if busy > 1 else 1.0
         for runner in self._runners.values():
             if runner.rate:
-                runner.rate /= busy
+                runner.rate /= share
                 due = min(due, Instant(now + self._tokens_left(runner) / runner.rate))
         self._next = None if due == math.inf else due
 
     def _tokens_left(self, runner: _Runner) -> float:
         """Tokens until the runner has something to report."""
-        if runner.prefill is not None:
-            return max(0.0, runner.prefill.todo)
+        prefill = runner.prefill
+        if prefill is not None:
+            if not runner.streams:
+                return max(0.0, prefill.todo)
+            read = prefill.prompt - prefill.todo
+            return max(0.0, min(prefill.todo, (self._batches(read) + 1) * self.timing.batch_tokens - read))
         return max(
             0.0,
             min(
@@ -280,11 +301,17 @@ class SimulatedNode:
             ),
         )
 
+    def _batches(self, read: float) -> int:
+        """Whole batches in so many tokens of a prompt."""
+        return int((read + NEAR) / self.timing.batch_tokens)
+
     def _fire(self, at: Instant) -> None:
         for runner in list(self._runners.values()):
             if runner.prefill is not None:
                 if runner.prefill.todo <= NEAR:
                     self._prompt_read(runner, runner.prefill, at)
+                elif runner.streams:
+                    self._batch_read(runner, runner.prefill, at)
             elif runner.rate:
                 for work in list(runner.working):
                     if work.phase is _Phase.DECODE:
@@ -329,14 +356,18 @@ class SimulatedNode:
         elif len(runner.working) < runner.slots:
             self._start(work, runner, now)
         else:
-            runner.waiting.append(work)
+            place = len(runner.waiting)
+            if self._dice is not None:
+                while place and runner.waiting[place - 1].obtained > now - SHUFFLE_S and self._dice.chance(OVERTAKES):
+                    place -= 1
+            runner.waiting.insert(place, work)
 
     def _start(self, work: _Work, runner: _Runner, now: Instant) -> None:
         work.started = work.first = now
         if self.timing.prompt_cache and work.event.conversation:
             known = runner.cache.get(work.event.conversation, 0)
             work.cached = max(0, min(known, work.event.prompt_tokens - 1))
-        work.todo = float(work.event.prompt_tokens - work.cached)
+        work.prompt = work.todo = work.event.prompt_tokens - work.cached + runner.model.prompt_base_s * runner.model.prefill_tokens_s
         work.phase = _Phase.PREFILL
         runner.working.append(work)
 
@@ -350,6 +381,16 @@ class SimulatedNode:
         work.done = float(min(1, work.goal))
         self._report(runner, work, at)
 
+    def _batch_read(self, runner: _Runner, prefill: _Work, at: Instant) -> None:
+        """The streams beside a prompt get their next token with the end of its batch."""
+        batches = self._batches(prefill.prompt - prefill.todo)
+        if batches > prefill.batches:
+            prefill.batches = batches
+            for work in list(runner.working):
+                if work.phase is _Phase.DECODE:
+                    work.done += 1
+                    self._report(runner, work, at)
+
     def _report(self, runner: _Runner, work: _Work, at: Instant) -> None:
         tokens = min(int(work.done + NEAR), work.goal)
         if tokens > work.reported and (work.event.paced or not work.reported):
@@ -362,8 +403,8 @@ class SimulatedNode:
             work.phase = _Phase.HELD
             self._out.append(Held(work.event.request_id))
             return
+        self._finish(work, at)  # first: who takes the slot may share the prompt
         self._free_slot(work, runner, at)
-        self._finish(work, at)
 
     def _resumed(self, work: _Work, now: Instant) -> None:
         work.goal = work.event.output_tokens
@@ -404,7 +445,7 @@ class SimulatedNode:
         if work.phase is _Phase.WAITING:
             runner.waiting.remove(work)
         elif work is runner.prefill:
-            read = work.event.prompt_tokens - work.cached - work.todo
+            read = work.prompt - work.todo
             batch = self.timing.batch_tokens
             work.todo = min(work.todo, math.ceil((read + NEAR) / batch) * batch - read)
             work.phase = _Phase.DRAIN

@@ -17,6 +17,7 @@ class ModelTiming(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     prefill_tokens_s: float
     decode_tokens_s: float
+    prompt_base_s: float = 0.0  # what reading any prompt costs, however short or well known
     context_bytes: int = 0  # per token of context and slot
     trained_context: int = 131_072
     single: bool = False  # one slot, whatever the node's setting (embedding models)
@@ -35,7 +36,8 @@ class NodeTiming(msgspec.Struct, frozen=True, kw_only=True):
     load_bytes_s: float = 2e9
     unload_s: float = 0.0  # until the memory of an unloaded model is free
     batch_slope: float = 0.3  # each further stream of a runner slows all of them by this share
-    batch_tokens: int = 512
+    batch_tokens: int = 512  # of a prompt, between two tokens of the streams beside it
+    contention: float = 0.0  # each further runner that is busy costs all of them this share beyond the division of the machine
     prompt_cache: bool = True
 
     def load_s(self, model: ModelTiming) -> float:

@@ -85,7 +85,7 @@ class Dispatcher(Protocol):
 
     def came(self, request: int, arrival: Arrival, *, now: Instant) -> Sequence[tuple[int, int]]: ...
 
-    def first_token(self, request: int, *, now: Instant) -> None: ...
+    def first_token(self, request: int, *, now: Instant) -> Sequence[tuple[int, int]]: ...
 
     def finished(self, request: int, timing: Timing, *, now: Instant) -> Sequence[tuple[int, int]]: ...
 
@@ -122,8 +122,8 @@ class RuleDispatcher:
         node.loaded |= {arrival.model}
         return [(request, node.index)]
 
-    def first_token(self, request: int, *, now: Instant) -> None:
-        return None
+    def first_token(self, request: int, *, now: Instant) -> Sequence[tuple[int, int]]:
+        return ()
 
     def finished(self, request: int, timing: Timing, *, now: Instant) -> Sequence[tuple[int, int]]:
         self._where.pop(request)[0].in_flight -= 1
@@ -241,7 +241,7 @@ class Study:
                 case Produced(request_id=request_id):
                     request = int(request_id)
                     self._first.setdefault(request, now)
-                    self._dispatcher.first_token(request, now=now)
+                    self._send(self._dispatcher.first_token(request, now=now), now)
                 case Finished(request_id=request_id, timing=timing):
                     request = int(request_id)
                     arrival = self._arrivals[request]

@@ -94,11 +94,12 @@ class RouterDispatcher:
             )
         )
 
-    def first_token(self, request: int, *, now: Instant) -> None:
+    def first_token(self, request: int, *, now: Instant) -> Sent:
         self._now = now
-        if request not in self._started:
-            self._started.add(request)
-            self._tell(FirstByte(request_id=RequestId(str(request))))
+        if request in self._started:
+            return []
+        self._started.add(request)
+        return self._tell(FirstByte(request_id=RequestId(str(request))))
 
     def finished(self, request: int, timing: Timing, *, now: Instant) -> Sent:
         self._now = now

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import RouterConfig
-from core.learning import LOAD_FIXED_S, MODELS_MAX, SIZE_DEFAULT_BYTES, Rates, Sample, Speeds
-from core.units import AgentId, ModelKey
+from core.learning import LEARN_EVERY_S, LOAD_FIXED_S, MODELS_MAX, SIZE_DEFAULT_BYTES, Rates, Sample, Speeds
+from core.units import AgentId, Instant, ModelKey
 
 NODE, OTHER = AgentId("node"), AgentId("other")
 M, N = ModelKey("m"), ModelKey("n")
@@ -52,6 +52,15 @@ def test_a_sample_replaces_the_prior() -> None:
     rates(speeds)
     speeds.learn(NODE, M, sample(decode_s=10.0), size_bytes=SIZE)
     assert decode_tok_s(rates(speeds)) == pytest.approx(10, rel=0.13)
+
+
+def test_requests_that_end_at_the_same_time_are_not_all_learned_from() -> None:
+    speeds = Speeds(RouterConfig())
+    assert all(speeds.curious(NODE, M, now=Instant(5.0)) for _ in range(2)), "nothing was learned yet"
+    speeds.learn(NODE, M, sample(), size_bytes=SIZE)
+    found = [speeds.curious(NODE, M, now=Instant(5.0 + part * LEARN_EVERY_S)) for part in (0.0, 0.9, 1.1, 1.5, 9.0)]
+    assert found == [True, False, True, False, True]
+    assert speeds.curious(NODE, N, now=Instant(5.0))
 
 
 def test_contention_does_not_pass_for_slowness_and_a_lasting_change_is_learned() -> None:

@@ -155,6 +155,29 @@ def test_a_new_run_starts_over_and_an_old_one_changes_nothing() -> None:
     assert agent.state is AgentState.READY
 
 
+def test_a_new_run_is_not_ready_by_the_word_of_the_former_one() -> None:
+    office = Office()
+    agent = office.ready(boot=1)
+    office.register(registration(boot=2))
+    office.order(agent, Command.CONNECT)
+    assert agent.state is AgentState.INITIALIZING
+    office.beat(agent.id, boot=2, sequence=1)
+    assert agent.state is AgentState.READY
+
+
+def test_a_stranger_that_boots_anew_is_known_by_its_newest_run() -> None:
+    office = Office()
+    office.register(registration(boot=5), trusted=False)
+    agent = office.agent("id1")
+    office.register(registration(boot=7), trusted=False)
+    assert (agent.boot, agent.last_report) == (7, (7, -1))
+    heard = agent.last_heard
+    office.now += 1
+    office.register(registration(boot=6, ollama_version="0.0.1"), trusted=False)
+    assert (agent.boot, agent.last_report, agent.last_heard) == (7, (7, -1), heard)
+    assert agent.ollama_version != "0.0.1"
+
+
 def test_the_same_run_registering_again_brings_an_offline_agent_back_to_initializing() -> None:
     office = Office()
     agent = office.ready()
@@ -430,6 +453,18 @@ def test_an_agentless_node_is_offline_at_once_when_refused_and_back_at_its_first
     assert office.registry.silent(NodeSilent(agent_id=node.id, refused=True)) == []
     office.poll("plain", loaded=[row("m")], alive=False)
     assert node.state is AgentState.OFFLINE, "what is loaded is no sign of life"
+    office.poll("plain", version="1.0")
+    assert node.state is AgentState.READY
+
+
+def test_a_held_node_that_refuses_connections_is_not_ready_when_it_is_connected() -> None:
+    office = Office()
+    node = office.backend()
+    office.order(node, Command.DRAIN)
+    office.registry.silent(NodeSilent(agent_id=node.id, refused=True))
+    assert (node.state, node.detail(0)) == (AgentState.HELD, "drained for maintenance")
+    office.order(node, Command.CONNECT)
+    assert node.state is AgentState.OFFLINE
     office.poll("plain", version="1.0")
     assert node.state is AgentState.READY
 

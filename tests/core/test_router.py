@@ -490,3 +490,44 @@ def test_every_wait_is_answered_in_the_end() -> None:
     effects = world.settle("r0") + world.wait(100)
     assert [(forward.request_id, forward.lease.attempt) for forward in of(effects, Forward)] == [("r1", 1), ("r2", 1)], "r1 was lost"
     assert [refuse.request_id for refuse in of(effects, Refuse)] == ["r3", "r4"]
+
+
+def test_a_busy_node_is_waited_for_and_its_first_byte_lets_the_others_go() -> None:
+    world = World(busy_pause_s=4)
+    node = world.backend("one", "m", loaded=("m",), slots=3)
+    world.ask("r1")
+    world.ask("r2")
+    assert isinstance(answer(world.busy("r2"), "r2"), Wait)
+    (view,) = world.router.waiting()
+    assert (view.request_id, view.expected_start_ms, view.waited_ms) == ("r2", None, 0)
+    assert node_of(world.first("r1"), "r2") == node
+    assert isinstance(answer(world.busy("r2"), "r2"), Wait)
+    assert node_of(world.wait(4), "r2") == node
+    assert world.router.why(RequestId("r2")) is not None
+    assert world.router.why(RequestId("nobody")) is None
+
+
+def test_what_was_unloaded_is_cold() -> None:
+    world = World()
+    node = world.backend("one", "m", loaded=("m",))
+    world.ask("unload", load_only=True, unload=True)
+    world.serve("unload")
+    assert M not in inventory(world, node).resident
+    effects = world.ask("again")
+    assert of(effects, Count) == [Count(name="loads_total", labels={"agent": "one"})]
+
+
+def test_a_request_that_names_no_model_is_settled_like_any_other() -> None:
+    world = World()
+    world.backend("one", "m")
+    world.ask("r", None)
+    assert one(world.serve("r"), Record).ending is Ending.SUCCESS
+
+
+def test_a_model_gone_from_one_node_is_found_on_another() -> None:
+    world = World()
+    gone = world.agent_with("gone", "m")
+    good = world.backend("good", "m")
+    first = node_of(world.ask("r"), "r")
+    effects = world.fail("r", Failure.ANSWERED, 404, "model 'm' not found")
+    assert {first, node_of(effects, "r")} == {gone, good}

@@ -26,6 +26,7 @@ from edge.body import (
     BodyFacts,
     inspect,
     inspect_async,
+    inspect_ordinary,
     read_body,
 )
 from edge.jsonscan import Scanner
@@ -307,8 +308,12 @@ bodies = st.builds(
     st.sampled_from([b""] * 9 + [b",", b"\x00", b'"', b"\xff", b"\\"]),
 )
 
+plain_bodies = st.lists(st.tuples(st.sampled_from([b"model", b"messages", b"prompt", b"stream"]), scalars), max_size=4).map(
+    lambda members: b"{%b}" % b",".join(b'"%b":%b' % member for member in members)
+)
 
-@given(bodies, st.sampled_from([Route.CHAT, Route.GENERATE, Route.V1_CHAT]), st.integers(1, 50))
+
+@given(bodies | plain_bodies, st.sampled_from([Route.CHAT, Route.GENERATE, Route.V1_CHAT]), st.integers(1, 50))
 @example(b'{"model":"a","model":null}', Route.CHAT, 5)
 @example(b'{"Model":"a","model":"b"}', Route.CHAT, 5)
 @example(b'{"model":"a","m\\u006fdel":"b"}', Route.CHAT, 5)
@@ -316,6 +321,14 @@ bodies = st.builds(
 @example(b'{"options":{"num_ctx":1},"options":{"num_gpu":2}}', Route.CHAT, 5)
 @example(b'{"options":{"num_ctx":1},"options":null,"options":{"num_ctx":null}}', Route.CHAT, 5)
 @example(b'{"stream":false,"stream":null,"model":"m"}', Route.CHAT, 5)
+@example(b'{"model":"a","messages":["stream"],"stream":true}', Route.CHAT, 5)
+@example(b'{"model":"a","messages":["b"],"model":"stream"}', Route.CHAT, 5)
+@example(b'{"model":"a","messages":["b"],"STREAM":true}', Route.CHAT, 5)
+@example(b'{"model":"a","messages":["b"],"stream":null}', Route.V1_CHAT, 5)
+@example(b'{"model":"a","prompt":null}', Route.GENERATE, 5)
+@example(b'{"model":"a","prompt":""}', Route.GENERATE, 5)
+@example(b'{"model":7,"prompt":" "}', Route.GENERATE, 5)
+@example(b'{"model":"","prompt":"x"}', Route.GENERATE, 5)
 @example(b"null", Route.CHAT, 1)
 @example(b"\xef\xbb\xbf{}", Route.CHAT, 1)
 def test_the_fast_way_the_exact_way_and_python_agree(body: bytes, route: Route, size: int) -> None:
@@ -336,7 +349,7 @@ def test_ordinary_bodies_go_the_fast_way() -> None:
     for tape in recorded():
         plain = b"\\u" not in tape.body and tape.answer.status == 200 and "json" not in tape.case
         if plain and len(tape.body) < FAST_MAX_BYTES and tape.case.split("/")[0] not in ("generate", "chat"):
-            assert edge.body._fast_members(tape.body) is not None, tape.case
+            assert inspect_ordinary(Route.CHAT, tape.body) is not None, tape.case
 
 
 # ---------------------------------------------------------------- facts

@@ -25,7 +25,6 @@ from core.simulation.node import (
     Refused,
     RunnerChanged,
     SimulatedNode,
-    Timing,
     UnloadAsked,
 )
 from core.units import Instant
@@ -35,10 +34,12 @@ FILE: Final = Path(__file__).parents[2] / "data" / "wire" / "sched.jsonl.gz"
 # The machine of the recordings: two cores, no GPU. Fitted once, from the plain parts (docs/simulation.md, "How true it is").
 DECODE_TOKENS_S: Final = 80.0
 PREFILL_TOKENS_S: Final = 230.0
+KNOWN_PROMPT_S: Final = 0.0145
+"""A prompt that was read before: its last token is read again, a step as any other, and 2 ms pass between two requests on a slot."""
 MODELS: Final = {
     "mid": ModelTiming(
         weights="mid", size_bytes=418_741_700, prefill_tokens_s=PREFILL_TOKENS_S, decode_tokens_s=DECODE_TOKENS_S,
-        prompt_base_s=1 / DECODE_TOKENS_S - 1 / PREFILL_TOKENS_S, context_bytes=65_536, trained_context=8192,
+        prompt_base_s=KNOWN_PROMPT_S - 1 / PREFILL_TOKENS_S, context_bytes=65_536, trained_context=8192,
     ),
     "tiny": ModelTiming(weights="tiny", size_bytes=679_809, prefill_tokens_s=20_000.0, decode_tokens_s=2000.0, trained_context=8192),
     "tiny2": ModelTiming(weights="tiny2", size_bytes=679_809, prefill_tokens_s=20_000.0, decode_tokens_s=2000.0, trained_context=8192),
@@ -57,7 +58,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     traffic: tuple[tuple[float, Came], ...] = ()
     batch_tokens: int = 512
     pace: float = 1.0
-    """What was left of the machine beside a recorder that asked for `/api/ps` without a pause: from the speed of the tape's first stream."""
+    """What the recorder left of the machine when it asked for `/api/ps` without a pause: from the speed of the tape's first stream."""
     loads: tuple[str, ...] = ()
     """The loads that followed, in order, as the tape's `load_duration`s tell."""
 
@@ -120,7 +121,7 @@ class Asked(msgspec.Struct, kw_only=True):
     @property
     def outcome(self) -> str:
         """refused, served, left or waiting."""
-        return "refused" if self.refused else "served" if self.end_s is not None else "left" if self.leaves_s is not None else "waiting"
+        return "refused" if self.refused else "left" if self.leaves_s is not None else "served" if self.end_s is not None else "waiting"
 
 
 class Tape(msgspec.Struct, kw_only=True):
@@ -179,7 +180,7 @@ def _tape(told: dict[str, Any]) -> Tape:
 
 
 def _asked(name: str, at_s: float, raw: str) -> Asked:
-    head, _, text = raw.partition("\r\n\r\n")
+    _, _, text = raw.partition("\r\n\r\n")
     body = json.loads(text)
     options = body.get("options", {})
     prompt = body["messages"][0]["content"] if "messages" in body else body.get("prompt", "")
@@ -341,8 +342,9 @@ def _alike(one: NodeEvent, other: NodeEvent) -> bool:
 def figures(real: Asked, ours: Asked) -> dict[str, tuple[float | None, float | None]]:
     """What can be compared of a request: seconds in reality and here, from its sending on."""
     out: dict[str, tuple[float | None, float | None]] = {}
-    if real.outcome != "left" and real.first_s is not None:
+    if real.first_s is not None:
         out["first byte"] = (real.first_s - real.at_s, None if ours.first_s is None else ours.first_s - ours.at_s)
+    if real.outcome != "left" and real.end_s is not None:
         out["end"] = (real.end_s - real.at_s, None if ours.end_s is None else ours.end_s - ours.at_s)
     if real.obtained_s is not None and max(real.obtained_s, ours.obtained_s or 0) > PING_S:
         out["runner"] = (real.obtained_s, ours.obtained_s)
