@@ -11,7 +11,8 @@ from core.events import Upstream
 from core.inventory import Inventory
 from core.lifecycle import AgentInput, AgentState, advance
 from core.messages import AgentSettings, GpuDevice, Heartbeat, Registration
-from core.units import AgentId, Instant, ModelKey, UnixMs
+from core.room import Room
+from core.units import MIB, AgentId, Instant, ModelKey, UnixMs
 from core.views import AgentView, EjectionView
 
 SHOWN_AS: Final[Mapping[AgentState, str]] = {
@@ -37,7 +38,8 @@ class Agent:
         "custom_name", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count", "gpu_devices", "gpu_memory_total_mb",
         "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name", "gpu_temperature", "gpu_usage", "id", "instance_id",
         "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "machine_name", "max_concurrent",
-        "memory_usage", "metrics_at", "name", "notes", "ollama_ok", "ollama_port", "ollama_version", "registered_at", "simulated", "slots",
+        "memory_usage", "metrics_at", "name", "notes", "ollama_ok", "ollama_port", "ollama_version", "registered_at", "room", "simulated",
+        "slots",
         "tags", "upstream", "wants_inventory", "weight", "why",
     )  # fmt: skip
 
@@ -79,6 +81,7 @@ class Agent:
         self.slots = 1
         self.drained_by_itself = False
         self.inventory = Inventory()
+        self.room = Room()
         self.wants_inventory = False
         """What it is said to hold was found wrong."""
         self.ollama_ok = True
@@ -133,6 +136,7 @@ class Agent:
         self.gpu_model = registration.gpu_model or (registration.gpu_devices[0].model if registration.gpu_devices else None)
         if registration.slots is not None:
             self.slots = registration.slots
+        self._measure_room()
 
     def take_numbers(self, heartbeat: Heartbeat, *, now: Instant) -> None:
         """Take over the numbers of a heartbeat; what it does not tell stays."""
@@ -144,6 +148,14 @@ class Agent:
             value = getattr(heartbeat, name)
             if value is not None:
                 setattr(self, name, value)
+        self._measure_room()
+
+    def _measure_room(self) -> None:
+        """GPU memory: as measured, else as the devices have it."""
+        known = [device.memory * device.count for device in self.gpu_devices if device.memory]
+        measured = self.gpu_memory_total_mb
+        total = round(measured * MIB) if measured else sum(known) if len(known) == len(self.gpu_devices) else None
+        self.room.told(total_bytes=total, gpus=self.gpu_count)
 
     def take_settings(self, settings: AgentSettings) -> None:
         """Set what an admin gave; null clears, absent leaves."""

@@ -16,18 +16,22 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from core.config import RouterConfig
+from core.displacement import Displacement
 from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Refuse, Wait
 from core.health import Health
 from core.inventory import Loading
 from core.learning import Speeds
 from core.leases import Expiry, Held, Ledger
 from core.lifecycle import AgentState
+from core.names import display
 from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
 from core.scoring import ROWS_MAX, Choice, Load, Row, Strategy, best_first
-from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, RequestId
+from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
 from core.views import Candidate, Decision
 
 DECISIONS_MAX: Final = 16
@@ -48,17 +52,36 @@ _Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
 when somebody asks."""
 
 
+class Barrier(msgspec.Struct, frozen=True):
+    """While it stands, a node gets no new request for the victims, so that they fall idle and `request_id`'s model can be loaded."""
+
+    request_id: RequestId
+    victims: frozenset[ModelKey]
+
+
 class Dispatcher:
     """Places requests on nodes. Its parts are the router's own, shared with it."""
 
     def __init__(
-        self, config: RouterConfig, registry: Registry, health: Health, speeds: Speeds, strategy: Strategy, *, now: Instant
+        self,
+        config: RouterConfig,
+        registry: Registry,
+        health: Health,
+        speeds: Speeds,
+        strategy: Strategy,
+        displacement: Displacement,
+        *,
+        now: Instant,
     ) -> None:
         self._config = config
         self._registry = registry
         self._health = health
         self._speeds = speeds
         self._strategy = strategy
+        self._displacement = displacement
+        self._barriers: dict[AgentId, Barrier] = {}
+        self.stirred = False
+        """Whether a barrier fell since the router looked at who waits."""
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
         self.queue = FairQueue(config)
@@ -80,10 +103,11 @@ class Dispatcher:
             self._without_nodes(request, effects, now=now)
             return
         choice = self._choose(request, nodes, self._planned, now=now)
-        if choice.room:
+        why = self._obstacle(request, choice, now=now)
+        if why is None:
             self._forward(request, choice, effects, now=now)
         else:
-            self._wait(request, f"waits for {choice.agent.name}, whose slots are taken", choice, effects, now=now)
+            self._wait(request, why, choice, effects, now=now)
 
     def look(self, effects: list[Effect], *, now: Instant) -> None:
         """Something may have changed: look at everybody who waits, in order."""
@@ -112,6 +136,7 @@ class Dispatcher:
 
     def leave(self, request: Request, *, now: Instant) -> None:
         """It does not wait any more."""
+        self._lower_barrier(request)
         if self.queue.remove(request.id) is None:
             return
         request.waited_s += now - request.waiting_since
@@ -208,9 +233,19 @@ class Dispatcher:
             nodes = self._healthy(request, nodes, now=now)
         elif request.barred:
             request.barred = {}
+        if self._barriers and request.ask.needs_slot:
+            nodes = tuple(node for node in nodes if not self._kept_away(request, node))
         if request.came.unload:
             nodes = tuple(node for node in nodes if request.key in node.inventory.resident) or nodes
         return nodes
+
+    def _kept_away(self, request: Request, node: Agent) -> bool:
+        """Whether the node is getting rid of this model, to load another."""
+        barrier = self._barriers.get(node.id)
+        if barrier is None or request.key not in barrier.victims or barrier.request_id == request.id:
+            return False
+        request.barred = {**request.barred, node.name: "makes room for another model"}
+        return True
 
     def _healthy(self, request: Request, nodes: tuple[Agent, ...], *, now: Instant) -> tuple[Agent, ...]:
         """Those that were not tried, are not paused and not ejected. When all that is left is ejected: the least bad."""
@@ -251,11 +286,54 @@ class Dispatcher:
             self._without_nodes(request, effects, now=now)
             return None
         choice = self._choose(request, nodes, ahead, now=now)
-        if choice.room:
+        why = self._obstacle(request, choice, now=now)
+        if why is None:
             self._forward(request, choice, effects, now=now)
         else:
-            request.why = f"waits for {choice.agent.name}, whose slots are taken"
+            request.why = why
         return choice
+
+    def _obstacle(self, request: Request, choice: Choice, *, now: Instant) -> str | None:
+        """Why the chosen node cannot have the request yet; None: it can. Raises the eviction barrier where that is what it takes."""
+        before, request.victims = request.barrier, ()
+        if before is None and choice.room and request.key in choice.agent.inventory.resident:
+            return None
+        if before is not None:
+            del self._barriers[before]
+            request.barrier = None
+        why = self._what_bars(request, choice, now=now)
+        if before is not None and request.barrier != before:
+            self.stirred = True
+        return why
+
+    def _what_bars(self, request: Request, choice: Choice, *, now: Instant) -> str | None:
+        agent, key = choice.agent, request.key
+        if not choice.room:
+            return f"waits for {agent.name}, whose slots are taken"
+        if not self._strategy.makes_room or key is None or not request.ask.needs_slot or key in agent.inventory.resident:
+            return None
+        barrier = self._barriers.get(agent.id)
+        if barrier is not None:
+            return f"waits for {agent.name}, which makes room for another request"
+        if key in agent.inventory.loading:
+            return None
+        if agent.inventory.loading:
+            return f"waits for {agent.name}, which is loading another model"
+        _, victims = self._displacement.of(agent, key, now=now)
+        request.victims = victims
+        busy = [victim for victim in victims if self.ledger.of_model(victim).get(agent.id)]
+        if not busy:
+            return None
+        self._barriers[agent.id] = Barrier(request.id, frozenset(victims))
+        request.barrier = agent.id
+        return f"waits for {agent.name} until {', '.join(display(victim) for victim in busy)} may be unloaded"
+
+    def _lower_barrier(self, request: Request) -> None:
+        """It does not wait any more: what it kept away may come again."""
+        if request.barrier is not None:
+            del self._barriers[request.barrier]
+            request.barrier = None
+            self.stirred = True
 
     def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
         if request.phase is _WAITING:
@@ -264,6 +342,9 @@ class Dispatcher:
         request.attempt += 1
         lease_id = LeaseId(f"{request.id}/{request.attempt}")
         request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, _TRYING
+        victims, request.victims = request.victims, ()
+        for victim in victims:
+            agent.inventory.saw_unloaded(victim, now=now)
         key = request.ask.key
         request_id, agent_id = request.id, agent.id
         self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
@@ -282,7 +363,8 @@ class Dispatcher:
             upstream=agent.upstream,
             attempt=request.attempt,
         )
-        effects.append(Forward(request_id=request_id, lease=lease))
+        unload = tuple(display(victim) for victim in victims) if victims else ()
+        effects.append(Forward(request_id=request_id, lease=lease, unload=unload))
         self._explain(request, "forwarded", choice.rows, agent_id, now=now)
 
     def _begin_load(self, request: Request, agent: Agent, effects: list[Effect], *, now: Instant) -> None:

@@ -298,6 +298,8 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     request_id: RequestId
     lease: Lease
+    unload: tuple[str, ...] = ()
+    """Models that this node is to unload first: without that it would choose itself which one goes, or wait for a busy one."""
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True, gc=False):

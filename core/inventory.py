@@ -87,15 +87,17 @@ class Inventory:
         self._settle()
         return True
 
-    def report_loaded(self, rows: list[Any], *, asked_at: Instant | None, now: Instant) -> None:
-        """The node says what it has in memory; it was asked at `asked_at` (None: not known)."""
+    def report_loaded(self, rows: list[Any], *, asked_at: Instant | None, now: Instant) -> dict[ModelKey, Any]:
+        """The node says what it has in memory; it was asked at `asked_at` (None: not known). Returns the row of each model."""
         since = Instant(now - REPORT_AGE_S) if asked_at is None else asked_at
         self._seen = {key: seen for key, seen in self._seen.items() if seen[0] >= since}
         rows = rows[:ROWS_MAX]
         self.loaded_rows = rows
-        self._reported = {key: None for row in rows if (key := _key(row)) is not None}
+        by_key = {key: row for row in rows if (key := _key(row)) is not None}
+        self._reported = dict.fromkeys(by_key)
         self._reported_digests = {digest: None for row in rows if (digest := _digest(row))}
         self._settle()
+        return by_key
 
     def saw_loaded(self, key: ModelKey, options: str, *, now: Instant) -> None:
         """A byte of an answer came from this model: it is in memory, with these runner options."""

@@ -448,7 +448,12 @@ class Registry:
                 self.changes.refreshed.append(agent.id)
                 self._touch()
         if loaded is not None:
-            agent.inventory.report_loaded(loaded, asked_at=asked_at, now=now)
+            before, loading = agent.inventory.resident, len(agent.inventory.loading)
+            rows = agent.inventory.report_loaded(loaded, asked_at=asked_at, now=now)
+            agent.room.saw_rows(rows)
+            _learn_room(agent, before)
+            if len(agent.inventory.loading) != loading or agent.inventory.resident.keys() != before.keys():
+                self.changes.touched = True
 
     def _set_slots(self, agent: Agent, slots: int | None) -> None:
         if slots is not None and slots != agent.slots and slots > 0:
@@ -549,3 +554,12 @@ def _identity_of(agent: Agent) -> _Identity:
 
 def _unknown(agent_id: AgentId) -> Declined:
     return Declined(status=404, text=f"agent {agent_id} is not registered; register it again")
+
+
+def _learn_room(agent: Agent, before: Mapping[ModelKey, None]) -> None:
+    """Where one model came and another went, both did not fit."""
+    inventory = agent.inventory
+    went = [key for key in before if key not in inventory.resident and key in inventory.installed]
+    if went and any(key not in before for key in inventory.resident):
+        sizes = [agent.room.running_bytes(key, inventory.installed[key].size_bytes) for key in (*inventory.resident, *went)]
+        agent.room.saw_eviction(sum(sizes))

@@ -56,10 +56,9 @@ class Request:
     """One request from `RequestCame` to `Settled`."""
 
     __slots__ = (
-        "agent", "alone", "ask", "at", "attempt", "attempts", "barred", "busy", "came", "client", "cold", "expected_at", "failed",
-        "first_byte_at",
-        "id", "key", "lease_id", "number", "phase", "plan", "predicted_ms", "refused_by", "spent", "started_at", "tried", "verdict",
-        "waited_s", "waiting_since", "why",
+        "agent", "alone", "ask", "at", "attempt", "attempts", "barred", "barrier", "busy", "came", "client", "cold", "expected_at",
+        "failed", "first_byte_at", "id", "key", "lease_id", "number", "phase", "plan", "predicted_ms", "refused_by", "spent",
+        "started_at", "tried", "verdict", "victims", "waited_s", "waiting_since", "why",
     )  # fmt: skip
 
     def __init__(self, event: RequestCame, key: ModelKey | None, ask: Ask, *, number: int, now: Instant) -> None:
@@ -87,6 +86,10 @@ class Request:
         """Nodes that are out for this request, and how often they were tried."""
         self.busy: dict[AgentId, None] = {}
         """Nodes that said 503; they come back when nobody else is left."""
+        self.victims: tuple[ModelKey, ...] = ()
+        """Models that the node that was just chosen has to unload for it."""
+        self.barrier: AgentId | None = None
+        """While it waits behind an eviction barrier of its own: on which node."""
         self.barred: dict[str, str] = {}
         """Nodes that the last decision passed over, by name, and why."""
         self.refused_by: list[Agent] = []

@@ -17,6 +17,7 @@ from typing import Any, Final
 from core.agents import Agent
 from core.config import RouterConfig
 from core.dispatch import Dispatcher
+from core.displacement import Displacement
 from core.errors import LocalError
 from core.events import (
     AgentCommanded,
@@ -42,6 +43,7 @@ from core.events import (
 )
 from core.fleet import NodeInventory
 from core.health import Cost, Ejection, Fault, Health, Verdict, classify
+from core.heat import Heat
 from core.learning import Speeds
 from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
@@ -73,7 +75,12 @@ class Router:
         self._speeds = Speeds(config)
         self._health = Health(config)
         self._registry = Registry(config, in_flight=lambda agent_id: self._dispatcher.ledger.in_flight(agent_id))
-        self._dispatcher = Dispatcher(config, self._registry, self._health, self._speeds, strategy(config, self._speeds), now=now)
+        self._heat = Heat()
+        displacement = Displacement(
+            self._speeds, self._heat, ready=self._registry.ready, in_flight=lambda key: self._dispatcher.ledger.of_model(key)
+        )
+        chosen = strategy(config, self._speeds, displacement)
+        self._dispatcher = Dispatcher(config, self._registry, self._health, self._speeds, chosen, displacement, now=now)
         self._ledger = self._dispatcher.ledger
         self._queue = self._dispatcher.queue
         self._requests = self._dispatcher.requests
@@ -112,7 +119,7 @@ class Router:
             effects += self.tick(now=now)
         self._advance(now)
         self._handlers[type(event)](event, effects, now)
-        if self._look or self._registry.changes.any:
+        if self._look or self._dispatcher.stirred or self._registry.changes.any:
             self._follow(effects, now)
         self._deadline = self._earliest()
         return effects
@@ -235,6 +242,8 @@ class Router:
             expected_output(event, 0 if key is None else self._speeds.output_tokens(key)),
             runs_model and not event.load_only,
         )
+        if ask.needs_slot and key is not None and self._registry.holders(key):
+            self._heat.came(key, now=now)
         request = Request(event, key, ask, number=self._came, now=now)
         self._requests[event.request_id] = request
         if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
@@ -258,6 +267,8 @@ class Router:
         request.first_byte_at = now
         if not self._health.quiet:
             self._health.delivered(agent.id, request.key, request.id)
+            self._look = True
+        if request.cold:
             self._look = True
         key, came = request.ask.key, request.came
         if key is not None and not came.unload:
@@ -389,6 +400,9 @@ class Router:
 
     def _follow(self, effects: list[Effect], now: Instant) -> None:
         """Carry over what a step changed in one part to the others."""
+        if self._dispatcher.stirred:
+            self._dispatcher.stirred = False
+            self._look = True
         changes = self._registry.changes
         if changes.any:
             self._registry.take_changes()

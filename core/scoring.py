@@ -23,6 +23,7 @@ from core.learning import Speeds
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
 
 if TYPE_CHECKING:
+    from core.displacement import Displacement
     from core.inventory import Inventory
     from core.leases import Held
     from core.registry import Agent
@@ -34,8 +35,8 @@ ROWS_MAX: Final = 8
 METRIC_SCALE: Final = 1000
 """`metrics` scores in thousandths, so that they are integers."""
 
-Row = tuple["Agent", int, int, int, int]
-"""Node, score, and up to three parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
+Row = tuple["Agent", int, int, int, int, int]
+"""Node, score, and up to four parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +80,8 @@ class Strategy(abc.ABC):
     """One way to choose. Keeps nothing between two calls."""
 
     part_names: tuple[str, ...] = ()
+    makes_room = False
+    """Whether it prices what a load pushes out, so that the router may name the victims."""
 
     @abc.abstractmethod
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
@@ -103,14 +106,14 @@ class LeastBusy(_Forwarding):
     """Fewest active requests."""
 
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
-        return [(node, active, active, 0, 0) for node in nodes for active in (_active(node, load),)]
+        return [(node, active, active, 0, 0, 0) for node in nodes for active in (_active(node, load),)]
 
 
 class RoundRobin(_Forwarding):
     """In turns: the least recently chosen."""
 
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
-        return [(node, 0, 0, 0, 0) for node in nodes]
+        return [(node, 0, 0, 0, 0, 0) for node in nodes]
 
 
 class SeedMetrics(_Forwarding):
@@ -125,7 +128,7 @@ class SeedMetrics(_Forwarding):
         fresh = [node for node in nodes if node.metrics_at is not None and now - node.metrics_at <= self._fresh_s]
         scored = [node for node in nodes if node.agentless or node in fresh] if fresh else []
         if not fresh or all(node.cpu_usage > CPU_BUSY_PERCENT for node in fresh):
-            return [(node, 0, 0, 0, 0) for node in nodes]
+            return [(node, 0, 0, 0, 0, 0) for node in nodes]
         mean_cpu = sum(node.cpu_usage for node in fresh) / len(fresh)
         mean_memory = sum(node.memory_usage for node in fresh) / len(fresh)
         rows: list[Row] = []
@@ -133,17 +136,19 @@ class SeedMetrics(_Forwarding):
             cpu = round((mean_cpu if node.agentless else node.cpu_usage) * METRIC_SCALE)
             memory = round((mean_memory if node.agentless else node.memory_usage) * METRIC_SCALE)
             active = _active(node, load) * 10 * METRIC_SCALE
-            rows.append((node, cpu + memory + active, cpu, memory, active))
+            rows.append((node, cpu + memory + active, cpu, memory, active, 0))
         return rows
 
 
 class Auto(Strategy):
     """Expected node time: see the module."""
 
-    part_names = ("work", "ahead", "cold")
+    part_names = ("work", "ahead", "cold", "displaced")
+    makes_room = True
 
-    def __init__(self, speeds: Speeds) -> None:
+    def __init__(self, speeds: Speeds, displacement: "Displacement | None" = None) -> None:
         self._speeds = speeds
+        self._displacement = displacement
 
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """One pass over the nodes, on integers: this runs for every request."""
@@ -165,11 +170,13 @@ class Auto(Strategy):
                 work = int(work / node.weight) + 1
             here = len(on.get(node_id, ()))
             count = here + node.beyond + (ahead.get(node_id, 0) if ahead else 0)
-            cold = 0
+            cold = displaced = 0
             if inventory.loading or key not in inventory.resident or inventory.options.get(key, options) != options:
                 cold = _cold_us(inventory, key, options, rates.load_us, now)
-            score = (count + 1) * work + cold
-            row = (node, score, work, count, cold)
+                if self._displacement is not None and key not in inventory.resident and key not in inventory.loading:
+                    displaced, _ = self._displacement.of(node, key, now=now)
+            score = (count + 1) * work + cold + displaced
+            row = (node, score, work, count, cold, displaced)
             rows.append(row)
             if best is None or score < best[1] or (score == best[1] and node.last_chosen < best[0].last_chosen):
                 best = row
@@ -186,7 +193,7 @@ class Auto(Strategy):
 
     def _wait_for(self, best: Row, best_open: Row | None, rows: list[Row], load: Load) -> Choice:
         """The best one is full."""
-        node, score, work, _, cold = best
+        node, score, work, _, cold, _ = best
         queued = max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
         patience = None if best_open is None else (best_open[1] - score - 1) // work
         return Choice(node, False, rows, queued * work + cold, work, patience)
@@ -200,14 +207,14 @@ class Auto(Strategy):
             cold = 0
             if key is not None and key not in node.inventory.resident:
                 cold = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots).load_us
-            rows.append((node, active + cold, 0, active, cold))
+            rows.append((node, active + cold, 0, active, cold, 0))
         return Choice(_least(rows), room=True, rows=rows)
 
 
-def strategy(config: RouterConfig, speeds: Speeds) -> Strategy:
-    """The strategy that `config` names."""
+def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement | None" = None) -> Strategy:
+    """The strategy that `config` names. Without `displacement`, `auto` takes every load to fit."""
     makers: dict[str, Callable[[], Strategy]] = {
-        "auto": lambda: Auto(speeds),
+        "auto": lambda: Auto(speeds, displacement),
         "metrics": lambda: SeedMetrics(config.metrics_fresh_s),
         "least-busy": LeastBusy,
         "round-robin": RoundRobin,

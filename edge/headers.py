@@ -137,6 +137,18 @@ def request_head(
     return b"".join(parts)
 
 
+def own_request(upstream: Upstream, path: bytes, body: object, *, extra: Sequence[Header] = ()) -> bytes:
+    """A whole request of the router's own to a node: POST, `body` as JSON."""
+    data = msgspec.json.encode(body)
+    target = upstream.base_path.rstrip("/").encode("ascii", "replace") + path
+    parts = [b"POST ", target, b" HTTP/1.1\r\nHost: ", host_of(upstream), b"\r\nContent-Type: application/json"]
+    for name, value in extra:
+        parts += (b"\r\n", name, b": ", _one_line(value))
+    parts.append(b"\r\nContent-Length: %d\r\n\r\n" % len(data))
+    parts.append(data)
+    return b"".join(parts)
+
+
 def _for_nodes(head: RequestHead) -> tuple[bytes, bytes]:
     """What of a header block passes to nodes, as lines that begin with a line end; and the beginning of `X-Forwarded-For`."""
     named = _named_by_connection(head.fields)

@@ -31,7 +31,7 @@ from core.events import (
 from core.units import AgentId, RequestId
 from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordinary, read_body
 from edge.desk import Decider, Desk
-from edge.headers import answer_head, error_body, request_head, response_head, safe_value, simple_response
+from edge.headers import answer_head, error_body, own_request, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
 from edge.relay import Failed, Good, Kept, give_whole, open_answer, pour
 from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
@@ -45,6 +45,9 @@ ONE_SEND_BYTES: Final = 256 << 10
 _V1_MODEL: Final = Route.V1_MODEL  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
 _SUCCESS: Final = Ending.SUCCESS
 _ERROR: Final = Ending.ERROR
+
+UNLOAD_WITHIN_S: Final = 2.0
+"""Ollama answers an unload at once, before it is done."""
 
 CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 
@@ -213,8 +216,8 @@ class _One:
                 if effect is None or isinstance(effect, Wait):
                     effect = await self._wait()
                 match effect:
-                    case Forward(lease=lease):
-                        settled = await self._attempt(lease)
+                    case Forward(lease=lease, unload=unload):
+                        settled = await self._attempt(lease, unload)
                         if settled is not None:
                             return settled
                     case PassOn():
@@ -239,13 +242,15 @@ class _One:
 
     # ------------------------------------------------------------ attempts
 
-    async def _attempt(self, lease: Lease) -> Settled | None:
+    async def _attempt(self, lease: Lease, unload: tuple[str, ...]) -> Settled | None:
         """Try one node. None: another effect is to be carried out."""
         self.agent_id = lease.agent_id
         self._ended = None
         self.desk.begin(self)
         self.conn.begin(self)
         try:
+            if unload:
+                await self._make_room(lease, unload)
             limit_s = self.proxy._options.first_token_timeout_s
             opened = await (self._open_within(lease, limit_s) if limit_s else self._open(lease))
             if isinstance(opened, Good) and self._ended is None:
@@ -263,6 +268,24 @@ class _One:
                 self.kept = (opened.kept, lease.agent_name)
             self._attempt_ended(opened.failure, opened.status, opened.text, opened.repeat_guard)
         return None
+
+    async def _make_room(self, lease: Lease, models: tuple[str, ...]) -> None:
+        """Have the node unload these models. What fails is left to the node: it then makes room as it would have without us."""
+        pool = self.proxy._pool
+        extra = self._credential(lease)
+        for model in models:
+            with trio.move_on_after(UNLOAD_WITHIN_S):
+                try:
+                    conn = pool.take(lease.upstream) or await pool.dial(lease.upstream)
+                except DialFailed:
+                    return
+                try:
+                    await conn.send(own_request(lease.upstream, b"/api/generate", {"model": model, "keep_alive": 0}, extra=extra))
+                    await open_answer(conn, route=Route.GENERATE, stream=False, hold_bytes=self.proxy._options.answer_hold_bytes)
+                except UpstreamCut:
+                    pass
+                finally:
+                    pool.give_back(conn)
 
     async def _answer(self, good: Good, lease: Lease) -> Settled:
         """Pour a good answer out."""
@@ -354,18 +377,20 @@ class _One:
         return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.proxy._options.answer_hold_bytes)
 
     def _request_head(self, lease: Lease) -> bytes:
-        upstream: Upstream = lease.upstream
-        extra: list[tuple[bytes, bytes]] = []
-        if upstream.gateway and (credential := self.proxy._credential_of(lease.agent_id)):
-            extra.append((CREDENTIAL_HEADER, credential))
         return request_head(
             self.head,
-            upstream,
+            lease.upstream,
             request_id=self.request_id,
             body_length=self.body.length,
             client_host=self.conn.peer_host,
-            extra=extra,
+            extra=self._credential(lease),
         )
+
+    def _credential(self, lease: Lease) -> tuple[tuple[bytes, bytes], ...]:
+        """What a gateway wants to see."""
+        if lease.upstream.gateway and (credential := self.proxy._credential_of(lease.agent_id)):
+            return ((CREDENTIAL_HEADER, credential),)
+        return ()
 
     def _attempt_ended(self, failure: Failure, status: int, text: str, repeat_guard: bool) -> None:
         self.proxy._decider.apply(

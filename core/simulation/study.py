@@ -23,6 +23,7 @@ from core.simulation.node import (
     RunnerChanged,
     SimulatedNode,
     Timing,
+    UnloadAsked,
 )
 from core.simulation.prng import Prng
 from core.simulation.workload import Arrival
@@ -94,6 +95,10 @@ class Dispatcher(Protocol):
 
     def tick(self, *, now: Instant) -> Sequence[tuple[int, int]]: ...
 
+    def unload_before(self, request: int) -> Sequence[str]:
+        """Models that the node is to unload before it gets this request, which is about to be sent."""
+        ...
+
     def next_deadline(self) -> Instant | None: ...
 
 
@@ -133,6 +138,9 @@ class RuleDispatcher:
         return ()
 
     def tick(self, *, now: Instant) -> Sequence[tuple[int, int]]:
+        return ()
+
+    def unload_before(self, request: int) -> Sequence[str]:
         return ()
 
     def next_deadline(self) -> Instant | None:
@@ -215,6 +223,8 @@ class Study:
                 self._end(request, float("inf"), float("inf"), -1)
                 continue
             self._where[request] = node
+            for model in self._dispatcher.unload_before(request):
+                self._effects(node, now, self._nodes[node].handle(UnloadAsked(model), now=now))
             came = Came(
                 request_id=str(request),
                 model=arrival.model,

@@ -1,4 +1,4 @@
-"""The real `Router` as the dispatcher of a study: it sees what an agentless node shows, every two seconds.
+"""The real `Router` as the dispatcher of a study: it sees what agents tell, every two seconds.
 
 Decides nothing. Invariant: what the router wants done is done at the instant it says so; a request is settled exactly once.
 """
@@ -9,16 +9,15 @@ from typing import Any
 
 from core.config import RouterConfig
 from core.events import (
+    AgentRegistered,
     AttemptEnded,
-    BackendAdded,
     Effect,
     Ending,
     Event,
     Failure,
     FirstByte,
     Forward,
-    MetricsCame,
-    NodePolled,
+    HeartbeatCame,
     PassOn,
     Pulse,
     Refuse,
@@ -28,7 +27,7 @@ from core.events import (
     Upstream,
     Usage,
 )
-from core.messages import Metrics
+from core.messages import GpuDevice, Heartbeat, Registration
 from core.router import Router
 from core.simulation.node import Timing
 from core.simulation.study import NodeSpec
@@ -36,9 +35,6 @@ from core.simulation.workload import Arrival
 from core.units import AgentId, Instant, RequestId, UnixMs
 
 Sent = list[tuple[int, int]]
-
-FULL_CHECK_POLLS = 15
-"""Every so many polls one is a full check, which is what keeps an agentless node alive."""
 
 BUSY_CPU_PERCENT = 60.0
 """What `metrics` is told of a node that works; an idle one says `IDLE_CPU_PERCENT`. Synthetic: a study has no processors."""
@@ -55,23 +51,33 @@ class RouterDispatcher:
         self.router = Router(config, now=Instant(0.0))
         self._fleet = fleet
         self._with_metrics = with_metrics
-        self._polls = [0] * len(fleet)
+        self._beats = 0
         self._started: set[int] = set()
         self._live: dict[RequestId, None] = {}
+        self._unload: dict[int, tuple[str, ...]] = {}
         self._now = Instant(0.0)
         for index, node in enumerate(fleet):
-            agent_id = AgentId(str(index))
-            upstream = Upstream(host=node.name, port=11434)
-            self._tell(BackendAdded(agent_id=agent_id, name=node.name, upstream=upstream, slots=node.timing.slots, now_unix=UnixMs(0)))
+            registration = Registration(
+                machine_name=node.name,
+                ip_address=node.name,
+                ollama_version="0.33.0",
+                ollama_port=11434,
+                gpu_available=True,
+                gpu_devices=[GpuDevice(model=node.name, memory=node.timing.memory_bytes)],
+                slots=node.timing.slots,
+            )
             self._tell(
-                NodePolled(
-                    agent_id=agent_id,
-                    version="0.33.0",
-                    installed=[_installed(name, model.size_bytes) for name, model in node.models.items()],
-                    loaded=[],
+                AgentRegistered(
+                    registration=registration,
+                    new_id=AgentId(str(index)),
+                    code="",
+                    trusted=True,
+                    gpu_exempt=True,
+                    upstream=Upstream(host=node.name, port=11434),
                     now_unix=UnixMs(0),
                 )
             )
+            self._beat(index, [], 0, installed=[_row(name, model.size_bytes) for name, model in node.models.items()])
 
     # ------------------------------------------------------------ Dispatcher
 
@@ -116,15 +122,8 @@ class RouterDispatcher:
 
     def polled(self, node: int, loaded: Sequence[str], in_flight: int, *, now: Instant) -> Sent:
         self._now = now
-        agent_id = AgentId(str(node))
-        full = self._polls[node] % FULL_CHECK_POLLS == 0
-        self._polls[node] += 1
-        rows = [_installed(name, self._fleet[node].models[name].size_bytes) for name in loaded]
-        sent = self._tell(NodePolled(agent_id=agent_id, loaded=rows, alive=full, now_unix=UnixMs(0)))
-        if self._with_metrics:
-            cpu = BUSY_CPU_PERCENT if in_flight else IDLE_CPU_PERCENT
-            metrics = Metrics(cpu_usage=cpu, memory_usage=MEMORY_PERCENT, active_requests=in_flight)
-            sent += self._tell(MetricsCame(agent_id=agent_id, metrics=metrics, now_unix=UnixMs(0)))
+        rows = [_row(name, self._fleet[node].models[name].size_bytes) for name in loaded]
+        sent = self._beat(node, rows, in_flight)
         if node == 0:
             sent += self._tell(Pulse(requests=tuple(self._live)))
         return sent
@@ -133,10 +132,26 @@ class RouterDispatcher:
         self._now = now
         return self._carry_out(self.router.tick(now=now))
 
+    def unload_before(self, request: int) -> Sequence[str]:
+        return self._unload.pop(request, ())
+
     def next_deadline(self) -> Instant | None:
         return self.router.next_deadline()
 
     # ------------------------------------------------------------ inside
+
+    def _beat(self, node: int, loaded: list[Any], in_flight: int, *, installed: list[Any] | None = None) -> Sent:
+        self._beats += 1
+        heartbeat = Heartbeat(
+            agent_id=str(node),
+            cpu_usage=(BUSY_CPU_PERCENT if in_flight else IDLE_CPU_PERCENT) if self._with_metrics else 0.0,
+            memory_usage=MEMORY_PERCENT if self._with_metrics else 0.0,
+            active_requests=in_flight,
+            loaded_models=loaded,
+            installed_models=installed,
+            sequence=self._beats,
+        )
+        return self._tell(HeartbeatCame(heartbeat=heartbeat, now_unix=UnixMs(0)))
 
     def _tell(self, event: Event) -> Sent:
         return self._carry_out(self.router.handle(event, now=self._now))
@@ -147,10 +162,12 @@ class RouterDispatcher:
             match effect:
                 case Forward(request_id=request_id, lease=lease):
                     self._live[request_id] = None
+                    if effect.unload:
+                        self._unload[int(request_id)] = effect.unload
                     sent.append((int(request_id), int(lease.agent_id)))
                 case Refuse(request_id=request_id) | PassOn(request_id=request_id):
+                    self._tell(Settled(request_id=request_id, ending=Ending.ERROR, status=503))
                     sent.append((int(request_id), -1))
-                    sent += self._tell(Settled(request_id=request_id, ending=Ending.ERROR, status=503))
                 case _:
                     pass
         return sent
@@ -160,7 +177,7 @@ def _ns(seconds: float) -> int:
     return max(0, round(seconds * 1e9))
 
 
-def _installed(name: str, size_bytes: int) -> dict[str, Any]:
+def _row(name: str, size_bytes: int) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,

@@ -529,7 +529,7 @@ def test_decisions_are_explained() -> None:
     assert (why.model, why.strategy) == ("m", "auto")
     first, second = why.decisions
     assert [(candidate.name, candidate.chosen) for candidate in first.candidates] == [("warm", True), ("cold", False)]
-    assert first.candidates[0].parts.keys() == {"work", "ahead", "cold"}
+    assert first.candidates[0].parts.keys() == {"work", "ahead", "cold", "displaced"}
     assert first.out == {"gone": "is offline: refuses connections"}
     assert [candidate.name for candidate in second.candidates] == ["cold"]
     assert second.out["warm"] == "was tried for this request"

@@ -307,8 +307,10 @@ def test_slots_and_models_that_change_are_passed_on() -> None:
     agent = office.ready()
     office.registry.take_changes()
     office.beat(agent.id, slots=agent.slots, installed_models=[row("m")], loaded_models=[row("m")])
-    assert not office.registry.changes.any
+    assert office.registry.take_changes().touched, "who waits for the model may go"
     assert list(agent.inventory.resident) == [M]
+    office.beat(agent.id, slots=agent.slots, installed_models=[row("m")], loaded_models=[row("m")])
+    assert not office.registry.changes.any
     office.beat(agent.id, slots=4)
     assert (agent.slots, office.registry.take_changes().refreshed) == (4, [agent.id])
     office.beat(agent.id, installed_models=[])

@@ -192,8 +192,8 @@ def test_auto_is_the_argmin_of_its_own_scores(fleet: list[tuple[bool, int, int, 
     assert all(isinstance(part, int) for row in found.rows for part in row[1:])
     assert found.room == (counts[found.agent.name] < found.agent.slots)
     for row in found.rows:
-        _, score, work, count, cold = row
-        assert score == (count + 1) * work + cold
+        _, score, work, count, cold, displaced = row
+        assert score == (count + 1) * work + cold + displaced
 
 
 # ---------------------------------------------------------------- the seed's

@@ -88,6 +88,15 @@ def forward(port: int, *, name: str = "one", gateway: bool = False) -> Reply:
     return reply
 
 
+def forward_after_unloading(port: int, *models: str) -> Reply:
+    def reply(event: Event) -> list[RequestEffect]:
+        (effect,) = forward(port, gateway=True)(event)
+        assert isinstance(effect, Forward)
+        return [Forward(request_id=effect.request_id, lease=effect.lease, unload=models)]
+
+    return reply
+
+
 def refuse(status: int, text: str, retry_after_s: int | None = None) -> Reply:
     return lambda event: [Refuse(request_id=event.request_id, status=status, text=text, retry_after_s=retry_after_s)]  # type: ignore[union-attr]
 
@@ -431,3 +440,35 @@ async def test_a_large_body_reaches_every_node_that_is_tried() -> None:
         assert lengths[0] == lengths[1] > 3_000_000
         (came,) = edge.router.of(RequestCame)
         assert came.model == "m"
+
+
+async def test_the_node_unloads_first_what_the_router_named() -> None:
+    bodies: list[bytes] = []
+
+    async def node(caller: Caller) -> None:
+        bodies.append(caller.body)
+        assert caller.fields["x-ollama-router-credential"] == "secret-of-one"
+        await caller.answer(WHOLE)
+
+    async with an_edge() as edge:
+        edge.router.script = [forward_after_unloading(await edge.node(node), "old:latest", "older:7b")]
+        answer = await edge.chat(stream=False)
+        assert answer.status == 200
+        assert bodies[:2] == [b'{"model":"old:latest","keep_alive":0}', b'{"model":"older:7b","keep_alive":0}']
+        assert b'"messages"' in bodies[2]
+
+
+async def test_a_node_that_will_not_unload_gets_the_request_all_the_same() -> None:
+    served = count()
+
+    async def node(caller: Caller) -> None:
+        if next(served) == 0:
+            raise Hangup
+        await caller.answer(WHOLE)
+
+    async with an_edge() as edge:
+        edge.router.script = [forward_after_unloading(await edge.node(node), "old:latest")]
+        assert (await edge.chat(stream=False)).status == 200
+        assert not edge.router.of(AttemptEnded)
+        edge.router.script = [forward_after_unloading(1, "old:latest"), refuse(503, "gone")]
+        assert (await edge.chat(stream=False)).status == 503

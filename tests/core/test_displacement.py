@@ -1,0 +1,165 @@
+"""What a load pushes out: prices, victims, and the barrier that keeps a cold load from starving behind a busy victim."""
+
+import pytest
+
+from core.config import RouterConfig
+from core.displacement import UNLOAD_US, Displacement
+from core.events import Ending, Failure, Forward, Refuse, Wait
+from core.heat import Heat
+from core.learning import Speeds
+from core.names import normalise
+from core.units import GIB, AgentId, Instant
+from tests.core.routing import World, answer, node_of, one, registration, row
+
+HOT, COLD, NEW = "hot", "cold", "new"
+
+
+def rows(*names: str) -> list[dict[str, object]]:
+    return [{**row(name, size=5 * GIB), "size_vram": 6 * GIB} for name in names]
+
+
+class Fleet(World):
+    """Nodes whose agents tell their memory: 16 GiB hold two of the models, which take 6 GiB each, not three."""
+
+    def node(self, name: str, *loaded: str, memory_gib: int = 16, slots: int = 1) -> AgentId:
+        devices = [{"model": "RTX", "count": 1, "memory": memory_gib * GIB}]
+        given = registration(name, instance_id=f"instance of {name}", slots=slots)
+        self.register(given, agent_id=name)
+        self.beat(
+            name, installed_models=rows(HOT, COLD, NEW), loaded_models=rows(*loaded), gpu_memory_total_mb=memory_gib * 1024.0, sequence=1
+        )
+        assert devices
+        return AgentId(name)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+def test_the_colder_model_is_the_victim(fleet: Fleet) -> None:
+    fleet.node("a", HOT, COLD)
+    for n in range(20):
+        fleet.ask(f"h{n}", HOT)
+        fleet.serve(f"h{n}", 0.2)
+    forward = one(fleet.ask("r", NEW), Forward)
+    assert forward.unload == (f"{COLD}:latest",)
+    assert fleet.router.inventories()[0].loaded  # rows stay the node's own until it reports
+
+
+def test_nothing_is_unloaded_where_it_fits(fleet: Fleet) -> None:
+    fleet.node("a", HOT, COLD, memory_gib=48)
+    assert one(fleet.ask("r", NEW), Forward).unload == ()
+
+
+def test_a_node_with_room_is_better_than_one_that_loses_a_hot_model(fleet: Fleet) -> None:
+    fleet.node("full", HOT, COLD)
+    fleet.node("empty")
+    for n in range(20):
+        fleet.ask(f"h{n}", HOT)
+        fleet.serve(f"h{n}", 0.2)
+    assert node_of(fleet.ask("r", NEW), "r") == "empty"
+
+
+def test_a_cold_load_waits_behind_a_barrier_and_no_longer_than_what_was_in_flight(fleet: Fleet) -> None:
+    fleet.node("a", HOT, slots=4, memory_gib=8)
+    fleet.ask("h1", HOT)
+    fleet.ask("h2", HOT)
+    fleet.first("h1")
+    fleet.first("h2")
+    waits = one(fleet.ask("r", NEW), Wait)
+    assert "hot:latest may be unloaded" in waits.why
+    assert isinstance(answer(fleet.ask("h3", HOT), "h3"), Wait), "a request for the victim is kept away"
+    fleet.settle("h1")
+    effects = fleet.settle("h2")
+    forward = answer(effects, "r")
+    assert isinstance(forward, Forward)
+    assert forward.unload == (f"{HOT}:latest",)
+    assert fleet.router.waiting()[0].request_id == "h3"
+    fleet.serve("r", 2.0)
+    assert fleet.router.statistics().waiting == 0, "the victim's own requests are served again after the load"
+
+
+def test_the_barrier_falls_with_the_request_that_wanted_it(fleet: Fleet) -> None:
+    fleet.node("a", HOT, slots=4, memory_gib=8)
+    fleet.ask("h1", HOT)
+    fleet.first("h1")
+    fleet.ask("r", NEW)
+    fleet.ask("h2", HOT)
+    effects = fleet.settle("r", Ending.CANCELLED)
+    assert node_of(effects, "h2") == "a"
+
+
+def test_a_second_cold_request_waits_for_the_first(fleet: Fleet) -> None:
+    fleet.node("a", HOT, slots=4, memory_gib=8)
+    fleet.ask("h1", HOT)
+    fleet.first("h1")
+    fleet.ask("r1", NEW)
+    waits = one(fleet.ask("r2", NEW), Wait)
+    assert "makes room" in waits.why
+    assert isinstance(answer(fleet.ask("r3", COLD), "r3"), Wait)
+    effects = fleet.settle("h1")
+    assert node_of(effects, "r1") == "a"
+    fleet.first("r1")
+    fleet.settle("r1")
+    for _ in range(10):
+        if not fleet.router.statistics().waiting and not fleet.router.statistics().in_flight:
+            break
+        for request_id in ("r2", "r3"):
+            if any(held.get("a", 0) for held in [fleet.router.statistics().in_flight_by_agent]):
+                try:
+                    fleet.serve(request_id)
+                except Exception:
+                    continue
+    assert fleet.router.statistics().waiting == 0
+
+
+def test_a_busy_node_is_passed_over_for_one_that_needs_no_barrier(fleet: Fleet) -> None:
+    fleet.node("busy", HOT, memory_gib=8)
+    fleet.node("idle", COLD, memory_gib=8)
+    fleet.ask("h1", HOT)
+    fleet.first("h1")
+    assert node_of(fleet.ask("r", NEW), "r") == "idle"
+
+
+def test_other_strategies_leave_room_to_the_node() -> None:
+    fleet = Fleet(strategy="least-busy")
+    fleet.node("a", HOT, memory_gib=8)
+    fleet.ask("h1", HOT)
+    assert one(fleet.ask("r", NEW), Forward).unload == ()
+
+
+def test_a_failed_load_leaves_no_barrier(fleet: Fleet) -> None:
+    fleet.node("a", HOT, memory_gib=8)
+    fleet.ask("h1", HOT)
+    fleet.first("h1")
+    fleet.ask("r", NEW)
+    fleet.settle("h1")
+    effects = fleet.fail("r", Failure.ANSWERED, 500, "llama-server process has terminated: exit status 1")
+    assert isinstance(answer(effects, "r"), Refuse) or answer(effects, "r") is not None
+    fleet.settle("r", Ending.ERROR)
+    assert node_of(fleet.ask("h2", HOT), "h2") == "a"
+
+
+def test_replicas_share_the_price() -> None:
+    alone, shared = Fleet(), Fleet()
+    for world in (alone, shared):
+        world.node("a", HOT, memory_gib=8)
+    shared.node("b", HOT, memory_gib=8)
+    prices = []
+    for world in (alone, shared):
+        for n in range(30):
+            world.ask(f"h{n}", HOT)
+            world.serve(f"h{n}", 0.1)
+        agents = world.router._registry.ready()
+        price, victims = world.router._dispatcher._displacement.of(agents[0], normalise(NEW), now=Instant(world.now))
+        assert victims == (normalise(HOT),)
+        prices.append(price - UNLOAD_US)
+    assert prices[1] == pytest.approx(prices[0] / 2, rel=0.05)
+
+
+def test_a_node_with_nothing_in_memory_loses_nothing() -> None:
+    world = Fleet()
+    world.node("a")
+    made = Displacement(Speeds(RouterConfig()), Heat(), ready=world.router._registry.ready, in_flight=lambda key: {})
+    assert made.of(world.router._registry.ready()[0], normalise(NEW), now=Instant(world.now)) == (0, ())
