@@ -245,6 +245,7 @@ class BackendAdded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     name: str
     upstream: Upstream
     slots: int | None = None
+    simulated: bool = False
     now_unix: UnixMs
 
 

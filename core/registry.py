@@ -317,6 +317,7 @@ class Registry:
         agent.machine_name = event.name
         agent.upstream = event.upstream
         agent.slots = event.slots or self._config.slots_default
+        agent.simulated = event.simulated
         self.changes.refreshed.append(agent.id)
         self._rename()
         self._touch()

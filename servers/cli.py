@@ -37,6 +37,9 @@ def _version() -> str:
         return "unknown (not installed)"
 
 
+FILES_WANTED: Final = 65_536
+
+
 @click.group()
 @click.version_option(_version(), prog_name="ollama-router")
 def main() -> None:
@@ -80,6 +83,7 @@ def _run_until_stopped(config_file: Path | None, work: Callable[[Coordinator], A
         chosen = settings.load(os.environ, config_file=config_file)
         log.configure(chosen.log_level, chosen.log_format)
         _calm_collector()
+        _open_many_files()
         trio.run(_with_signals, Coordinator(chosen), work, strict_exception_groups=True)
     except* ConfigError as group:
         _fail(_first(group), status=2)
@@ -96,6 +100,18 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 25, 50)
+
+
+def _open_many_files() -> None:
+    """Two descriptors per stream: ask the system for as many as it gives. The usual soft limit of 1,024 would end at 500 streams."""
+    try:
+        import resource
+    except ImportError:  # not on this system, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _with_signals(coordinator: Coordinator, work: Callable[[Coordinator], Awaitable[None]]) -> None:

@@ -105,9 +105,9 @@ class Coordinator:
         """Take nothing new, let answers end within `ROUTER_STOP_TIMEOUT`, then end."""
         self._stop.set()
 
-    def add_backend(self, name: str, upstream: Upstream, slots: int | None = None) -> None:
+    def add_backend(self, name: str, upstream: Upstream, slots: int | None = None, *, simulated: bool = False) -> None:
         """Add a node without an agent. Raises RemoteError."""
-        agents.add_backend(self.web, clock.stable_agent_id(upstream_name(upstream)), name, upstream, slots)
+        agents.add_backend(self.web, clock.stable_agent_id(upstream_name(upstream)), name, upstream, slots, simulated=simulated)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `stop` was called and obeyed. `task_status.started()` means that requests are taken.
@@ -130,7 +130,13 @@ class Coordinator:
             listener = Listener(
                 gate=self.web.access.gate,
                 proxy=proxy,
-                web=WebPass(web_upstream, pool, secret=self.web.secret, new_id=clock.new_request_id),
+                web=WebPass(
+                    web_upstream,
+                    pool,
+                    secret=self.web.secret,
+                    new_id=clock.new_request_id,
+                    body_max_bytes=self.settings.body_max_bytes,
+                ),
                 watch=watch,
                 new_id=clock.new_request_id,
                 report=self._report,

@@ -39,7 +39,7 @@ SETTINGS_WRONG: Final = 2
 FIRST_MODEL_LIMIT_S: Final = 60.0
 FIRST_MODEL_EVERY_S: Final = 0.2
 LINE_MAX_BYTES: Final = 4096
-_URL: Final = re.compile(r"http://[^\s/]+:\d+")
+_ANNOUNCED: Final = re.compile(r"(\d+) slot\(s\), on (http://[^\s/]+:\d+)")
 
 Say = Callable[[str], None]
 
@@ -114,13 +114,14 @@ async def _keep_simulated(coordinator: Coordinator, environment: Mapping[str, st
     async with trio.open_nursery() as nursery:
         start = partial(_run_child, "agent.simulated", "--demo", name, env=environment, stdout=subprocess.PIPE)
         child: trio.Process = await nursery.start(start)
-        url = await _announced_url(child)
-        if url is None:
+        announced = await _announced(child)
+        if announced is None:
             say(f"The simulated node {name} did not start.")
             nursery.cancel_scope.cancel()
             return
         try:
-            coordinator.add_backend(f"simulated-{name}", parse_upstream(url))
+            slots, url = announced
+            coordinator.add_backend(f"simulated-{name}", parse_upstream(url), slots, simulated=True)
         except RemoteError as error:
             say(f"The simulated node {name} cannot be used: {error}.")
             nursery.cancel_scope.cancel()
@@ -128,15 +129,15 @@ async def _keep_simulated(coordinator: Coordinator, environment: Mapping[str, st
         await _drain(child)
 
 
-async def _announced_url(child: trio.Process) -> str | None:
-    """The URL in the line that a simulated node prints when it listens."""
+async def _announced(child: trio.Process) -> tuple[int, str] | None:
+    """Slots and URL in the line that a simulated node prints when it listens."""
     assert child.stdout is not None
     said = b""
     with trio.move_on_after(START_LIMIT_S):
         while len(said) < LINE_MAX_BYTES and (part := await child.stdout.receive_some()):
             said += part
-            if b"\n" in said and (found := _URL.search(said.decode("utf-8", "replace"))):
-                return found[0]
+            if b"\n" in said and (found := _ANNOUNCED.search(said.decode("utf-8", "replace"))):
+                return int(found[1]), found[2]
     return None
 
 

@@ -62,7 +62,7 @@ async def _serve(sim: SimulatedOllama) -> None:
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             await nursery.start(sim.run)
-            print(f"simulated Ollama '{sim.name}' (no real model behind it) on {sim.url}", flush=True)
+            print(f"simulated Ollama '{sim.name}' (no real model behind it), {sim.knobs.slots} slot(s), on {sim.url}", flush=True)
             async for _ in signals:
                 break
         await sim.stop()

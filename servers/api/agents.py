@@ -333,9 +333,10 @@ def _added(web: Web, name: str, upstream: Upstream, slots: int | None) -> Respon
     return reply(agent_json(_agent(web, agent_id)), 200 if known else 201)
 
 
-def add_backend(web: Web, agent_id: AgentId, name: str, upstream: Upstream, slots: int | None) -> None:
+def add_backend(web: Web, agent_id: AgentId, name: str, upstream: Upstream, slots: int | None, *, simulated: bool = False) -> None:
     """Make a node without an agent known, and poll it. Raises RemoteError when the router declines."""
-    one(web.driver.apply(BackendAdded(agent_id=agent_id, name=name, upstream=upstream, slots=slots, now_unix=clock.unix_ms())))
+    event = BackendAdded(agent_id=agent_id, name=name, upstream=upstream, slots=slots, simulated=simulated, now_unix=clock.unix_ms())
+    one(web.driver.apply(event))
     web.poller.watch(agent_id, upstream)
 
 
