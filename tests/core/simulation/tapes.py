@@ -296,6 +296,8 @@ class _Player:
                 case Finished(timing=timing):
                     one.first_s = at_s if one.first_s is None else one.first_s
                     one.end_s, one.obtained_s = at_s, timing.obtained - timing.came
+                case _:
+                    raise AssertionError(f"{one.name}: {effect}")
 
 
 # ------------------------------------------------------------ comparing

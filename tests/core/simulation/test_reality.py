@@ -13,11 +13,11 @@ import pytest
 from core.simulation.node import Change
 from tests.core.simulation.tapes import Run, Tape, agrees, disorder, figures, matched, replay, tapes
 
-SCATTER = "a prompt of 17 tokens takes 86 to 107 ms by the server's own account, with no pattern; 82 ms here"
-STEP = "the slot of who leaves is free when the running step is through (14 and 17 ms by the server's account), here at once; one token took 46 ms"
+SCATTER = "a prompt of 17 tokens takes 86 to 107 ms by the server's own account, with no pattern; here 84"
+STEP = "the slot of who leaves is free when the step that runs is through (14 and 17 ms), here at once; and one token took 46 ms"
 LONG = "attention over a long context: 250 tokens a second at 512 tokens, 192 at 2,602; here one speed for all lengths"
 STALLED = (
-    "the client stood still for 58 ms while it was sending, and the third answer took 43 ms instead of 27: those behind it waited for both"
+    "the client stood still for 58 ms while it was sending, and the third answer took 43 ms instead of 27: those behind waited for both"
 )
 POLLED = "`/api/ps` was asked without a pause, and held up this prompt more than the decoding after it"
 
