@@ -18,7 +18,7 @@ from core.names import key_or_none
 from core.simulation.actors import Alarm, Answer, Clock, Connection, Stage
 from core.simulation.network import DOWN, UP
 from core.simulation.node import SimulatedNode
-from core.simulation.node_words import Came, Finished, Left, LoadFailed, ModelTiming, NodeTiming, Produced, Refused, RunnerChanged
+from core.simulation.node_words import Came, Change, Finished, Left, LoadFailed, ModelTiming, NodeTiming, Produced, Refused, RunnerChanged
 from core.simulation.prng import Prng
 from core.units import Instant
 
@@ -71,6 +71,8 @@ class Machine:
         self.silent = False
         """While down: whether connections are met with silence instead of a reset."""
         self.boot = 0
+        self.loads = 0
+        """Model loads that it began."""
         self.agent_id: str | None = None
         """As the coordinator told its agent last."""
         self.token: str | None = None
@@ -319,7 +321,8 @@ class Machine:
                     self._end_key(key, Answer(failure=Failure.ANSWERED, status=503, text=BUSY_TEXT))
                 case LoadFailed(request_id=key, text=text):
                     self._end_key(key, Answer(failure=Failure.ANSWERED, status=500, text=text))
-                case RunnerChanged():
+                case RunnerChanged(change=change):
+                    self.loads += change is Change.LOADING
                     if self.link is not None:
                         self._look_alarm.set(self._stage.now + SOON_S)
                 case _:  # held at its first token: this one breaks off

@@ -5,7 +5,8 @@ itself, never with what it keeps inside. A broken promise is a `Violation` that 
 
 R1   Every request that came waits, has a lease, was told its end, or is settled: never two of them, never none.
 R2   Each request is settled once, and recorded once.
-R3   Failures that may have cost work are followed by `retries_budgeted` tries at most; nobody is tried twice while another could be.
+R3   Failures that may have cost work are followed by `retries_budgeted` tries at most; nobody is tried twice while another could be
+     (who said 503 may be asked again after a wait).
 R4   After the first byte there is no other attempt.
 R5   Nobody is sent to an agent that is silent, out, pending, ill, without the model, or at its cap.
 R6   A message older than what was taken already changes nothing. M3: nor does a copy.
@@ -92,6 +93,8 @@ class Request(msgspec.Struct, gc=False):
     attempts: int = 0
     costly: int = 0
     tried: tuple[AgentId, ...] = ()
+    busy: tuple[AgentId, ...] = ()
+    """Who said 503 since it waited last: after that wait their chances are as good as anybody's."""
 
 
 class Checkers:
@@ -189,6 +192,10 @@ class Checkers:
             return
         if event.failure in _COSTLY or (event.failure is Failure.ANSWERED and event.status == 500):
             request.costly += 1
+        if event.failure is Failure.ANSWERED and event.status == 503:
+            request.busy = (*request.busy, request.agent)
+        else:
+            request.tried = (*request.tried, request.agent)
         if event.failure is Failure.ANSWERED:
             self.book.heard(request.agent, now=now)
         self.book.trouble(request.agent, now=now)
@@ -206,7 +213,7 @@ class Checkers:
         if request.stand is not Stand.WAITING and stand is Stand.WAITING:
             self._waiting.setdefault(request.came.client, {})[request.came.request_id] = request
             self._waiting_count += 1
-            request.waiting_since = now
+            request.waiting_since, request.busy = now, ()
         elif request.stand is Stand.WAITING and stand is not Stand.WAITING:
             line = self._waiting[request.came.client]
             del line[request.came.request_id]
@@ -267,7 +274,7 @@ class Checkers:
         forbidden = self.book.forbids(agent_id, request.key, capped=_ordinary(request) and request.key is not None, now=now)
         _demand(not forbidden, "R5", f"{name} is sent to {agent_id}, which {forbidden}")
         _demand(request.costly <= self._config.retries_budgeted, "R3", f"{name} is tried again after {request.costly} costly failures")
-        if agent_id in request.tried:
+        if agent_id in request.tried or agent_id in request.busy:
             other = next((agent.id for agent in self.book.agents.values() if self._untried(agent.id, request, now)), None)
             _demand(other is None, "R3", f"{name} is sent to {agent_id} again while {other} was never tried")
         if not request.attempts:
@@ -276,12 +283,15 @@ class Checkers:
         request.attempts += 1
         _demand(lease.attempt == request.attempts, "R3", f"{name}: attempt {request.attempts} is called {lease.attempt}")
         request.agent, request.renewed_at = agent_id, now
-        request.tried = (*request.tried, agent_id)
         self.book.agents[agent_id].leases += 1
         self.last_agent = agent_id
 
     def _untried(self, agent_id: AgentId, request: Request, now: Instant) -> bool:
-        return agent_id not in request.tried and self.book.certain(self.book.agents[agent_id], request.key, now=now)
+        return (
+            agent_id not in request.tried
+            and agent_id not in request.busy
+            and self.book.certain(self.book.agents[agent_id], request.key, now=now)
+        )
 
     def _nobody_overtaken(self, request: Request) -> None:
         line = self._waiting.get(request.came.client)

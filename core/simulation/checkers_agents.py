@@ -25,6 +25,8 @@ from core.events import (
 from core.names import key_or_none
 from core.units import AgentId, Instant, ModelKey
 
+SETTLING_S: Final = 5.0
+"""How long an agent that comes, comes back or is ordered about may be passed over for it."""
 GRACE_S: Final = 0.005
 """How late a shell's timer may be."""
 
@@ -33,8 +35,8 @@ class Agent:
     """One agent as the messages show it."""
 
     __slots__ = (
-        "agentless", "boot", "cap", "heard_at", "id", "installed", "leases", "leaving", "out", "pending", "reported", "sequence",
-        "troubled_at", "well",
+        "agentless", "boot", "cap", "excused_until", "heard_at", "id", "installed", "leases", "leaving", "out", "pending", "reported",
+        "sequence", "well",
     )  # fmt: skip
 
     def __init__(self, agent_id: AgentId, *, agentless: bool, now: Instant) -> None:
@@ -54,15 +56,15 @@ class Agent:
         self.reported = 0
         """Requests that it works on by its own count."""
         self.leases = 0
-        self.troubled_at = now
-        """When anything last went wrong there, or it came (back)."""
+        self.excused_until = now + SETTLING_S
+        """Until then it may be passed over, for what went wrong there or because it came (back)."""
 
 
 class AgentBook:
     """All agents of one coordinator."""
 
     def __init__(self, *, timeout_s: float, calm_s: float) -> None:
-        """`calm_s`: how long after a trouble an agent may still be passed over."""
+        """`calm_s`: how long after a failure an agent may still be passed over."""
         self._timeout_s = timeout_s
         self._calm_s = calm_s
         self.agents: dict[AgentId, Agent] = {}
@@ -97,11 +99,8 @@ class AgentBook:
 
     def certain(self, agent: Agent, key: ModelKey | None, *, now: Instant) -> bool:
         """Whether it may be used, and nothing was ever wrong with it that could excuse passing it over."""
-        return (
-            now - agent.troubled_at > self._calm_s
-            and now - agent.heard_at < self._timeout_s / 2
-            and not self.forbids(agent.id, key, now=now)
-        )
+        calm = now > agent.excused_until and now - agent.heard_at < self._timeout_s / 2
+        return calm and not self.forbids(agent.id, key, now=now)
 
     def holders(self, key: ModelKey | None) -> list[Agent]:
         """The agents that hold the model by their own word."""
@@ -120,7 +119,7 @@ class AgentBook:
                 self._polled(event, now)
             case NodeSilent(agent_id=agent_id, refused=refused):
                 if (agent := self.agents.get(agent_id)) is not None:
-                    agent.troubled_at = now
+                    self._unsettled(agent, now)
                     agent.well = agent.well and not refused
             case AgentRegistered():
                 self._registered(event, effects, now)
@@ -131,7 +130,7 @@ class AgentBook:
             case SettingsChanged(agent_id=agent_id, settings=settings):
                 if self._accepted(effects) and (agent := self.agents.get(agent_id)) is not None:
                     agent.cap = settings.max_concurrent if isinstance(settings.max_concurrent, int | None) else agent.cap
-                    agent.troubled_at = now
+                    self._unsettled(agent, now)
             case AgentCommanded():
                 if self._accepted(effects):
                     self._commanded(event, now)
@@ -146,7 +145,10 @@ class AgentBook:
     def trouble(self, agent_id: AgentId, *, now: Instant) -> None:
         """An attempt there came to nothing."""
         if (agent := self.agents.get(agent_id)) is not None:
-            agent.troubled_at = now
+            agent.excused_until = now + self._calm_s
+
+    def _unsettled(self, agent: Agent, now: Instant) -> None:
+        agent.excused_until = max(agent.excused_until, now + SETTLING_S)
 
     def _accepted(self, effects: Sequence[Effect]) -> bool:
         return any(isinstance(effect, Accepted) for effect in effects)
@@ -157,7 +159,7 @@ class AgentBook:
         if agent is None or agent.pending or (beat.boot, beat.sequence) <= (agent.boot, agent.sequence):
             return
         if now - agent.heard_at > self._timeout_s / 2:
-            agent.troubled_at = now
+            self._unsettled(agent, now)
         agent.heard_at = now
         agent.boot, agent.sequence = beat.boot, beat.sequence
         if beat.installed_models is not None:
@@ -166,7 +168,7 @@ class AgentBook:
         agent.leaving = beat.draining
         well = beat.ollama_ok and agent.installed is not None
         if well is not agent.well:
-            agent.troubled_at = now
+            self._unsettled(agent, now)
         agent.well = well
 
     def _polled(self, event: NodePolled, now: Instant) -> None:
@@ -178,7 +180,7 @@ class AgentBook:
         if event.installed is not None:
             agent.installed = _keys(event.installed)
             if not agent.well:
-                agent.troubled_at = now
+                self._unsettled(agent, now)
             agent.well = True
 
     def _registered(self, event: AgentRegistered, effects: Sequence[Effect], now: Instant) -> None:
@@ -194,13 +196,14 @@ class AgentBook:
             agent.boot, agent.sequence = boot, 0
             agent.well = agent.out = agent.leaving = False
         agent.pending = answer.status == "pending"
-        agent.heard_at = agent.troubled_at = now
+        agent.heard_at = now
+        self._unsettled(agent, now)
 
     def _commanded(self, event: AgentCommanded, now: Instant) -> None:
         agent = self.agents.get(event.agent_id)
         if agent is None:
             return
-        agent.troubled_at = now
+        self._unsettled(agent, now)
         match event.command:
             case Command.DRAIN | Command.DISCONNECT | Command.DISCONNECT_NOW:
                 agent.out = True

@@ -30,6 +30,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     models: int = 3
     clients: int = 4
     slots: int = 2
+    max_loaded: int = 3
+    """Models that a node keeps in memory at most."""
     max_queue: int = 512
     keep_alive_s: float = 300.0
     heartbeat_s: float = 5.0
@@ -83,6 +85,7 @@ def swarm(prng: Prng, *, nodes: int | None = None) -> Options:
         models=prng.between(1, 6),
         clients=prng.between(1, 12),
         slots=prng.pick((1, 1, 2, 4)),
+        max_loaded=prng.pick((1, 2, 3)),
         max_queue=prng.pick((1, 4, 512)),
         keep_alive_s=prng.pick((5.0, 30.0, 300.0)),
         heartbeat_s=prng.pick((1.0, 2.0, 5.0, 10.0)),
@@ -122,7 +125,7 @@ def lite(prng: Prng, *, nodes: int | None = None) -> Options:
 
 def performance(*, nodes: int = 8) -> Options:
     """No faults, a fixed workload: what speed is measured with."""
-    return Options(nodes=nodes, models=4, slots=4, clients=8, gap_s=1.2 / nodes, heartbeat_s=5.0)
+    return Options(nodes=nodes, homogeneous=True, models=4, slots=4, clients=8, gap_s=1.6 / nodes, heartbeat_s=5.0)
 
 
 def _config(prng: Prng) -> RouterConfig:

@@ -423,7 +423,9 @@ class World:
                 models = {names[0]: model_timing(names[0], MODELS[names[0]], gpu)}
             held = [name for name in models if options.homogeneous or dice.chance(Ratio(3, 4))] or list(models)[:1]
             timing = msgspec.structs.replace(
-                node_timing(gpu, slots=options.slots), max_queue=options.max_queue, keep_alive_s=options.keep_alive_s
+                node_timing(gpu, slots=options.slots, max_loaded=options.max_loaded),
+                max_queue=options.max_queue,
+                keep_alive_s=options.keep_alive_s,
             )
             machine = Machine(
                 index, self, self.shell, timing=timing, models=models, held=held, prng=dice, make_link=make_link,

@@ -261,7 +261,7 @@ MUTANTS: dict[Spoil, tuple[str, ...]] = {
     forgets_silent_agents_when_it_sets_its_timer: ("R5", "L1", "L3"),
     breaks_ties_by_the_first: ("L4",),
     records_twice: ("R2",),
-    does_not_look_when_a_slot_gets_free: ("R12", "L1", "L5"),
+    does_not_look_when_a_slot_gets_free: ("R11", "R12", "L1", "L5"),
     has_no_budget_of_retries: ("R3",),
     forgets_whom_it_tried: ("R3",),
     sends_to_whom_it_drains: ("R5",),

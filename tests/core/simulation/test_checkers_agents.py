@@ -24,7 +24,7 @@ from core.events import (
 )
 from core.messages import AgentSettings, GpuDevice, Heartbeat, Metrics, Registration
 from core.names import normalise
-from core.simulation.checkers_agents import AgentBook
+from core.simulation.checkers_agents import SETTLING_S, AgentBook
 from core.simulation.prng import Prng
 from core.units import AgentId, Instant, RequestId, UnixMs
 from tests.core.simulation.worlds import drawn
@@ -159,7 +159,7 @@ def test_every_sign_of_life_counts_and_every_trouble() -> None:
     made.trouble(AgentId("b"), now=later)
     assert not made.certain(made.agents[A], MODEL, now=later)
     made.take(beat(sequence=3), OK, now=Instant(later + 31))  # late: that is a trouble too
-    assert made.agents[A].troubled_at == later + 31
+    assert made.agents[A].excused_until == later + 31 + SETTLING_S
 
 
 def test_polled_nodes() -> None:

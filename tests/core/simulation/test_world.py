@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from core.events import Cut, Effect, Event, RequestCame, Route
 from core.router import Router
 from core.simulation import script
 from core.simulation.actors import Connection
-from core.simulation.options import Options, lite, swarm
-from core.simulation.prng import Prng
+from core.simulation.options import Options, lite
+from core.simulation.prng import Prng, Ratio
 from core.simulation.script import Heal, Leave, Timed
 from core.simulation.world import Outcome, World, run
 from core.units import Instant, RequestId
@@ -24,7 +25,7 @@ from tests.core.simulation.worlds import CALM, asks, drawn, played, with_config
 ROOT = Path(__file__).parents[3]
 DIGESTS = """
 from core.simulation.options import swarm
-from core.simulation.prng import Prng
+from core.simulation.prng import Prng, Ratio
 from core.simulation.world import run
 print(*[run(seed, swarm(Prng(seed).split("options")), 300).digest for seed in range(12)])
 """
@@ -129,7 +130,7 @@ class Shown(Router):
 
     def statistics(self) -> Any:
         real = super().statistics()
-        return type(real)(**{**{name: getattr(real, name) for name in real.__struct_fields__}, **({self.lie: 1} if self.lie else {})})
+        return msgspec.structs.replace(real, **{self.lie: 1}) if self.lie else real
 
 
 @pytest.mark.parametrize(("lie", "number"), [("waiting", "L5"), ("in_flight", "L2")])
@@ -144,13 +145,15 @@ def test_what_is_still_shown_is_named(lie: str, number: str, brief: None) -> Non
 
 
 def test_agents_that_are_not_what_they_should_be_are_named(brief: None) -> None:
-    class Held(Router):
+    class Fixed(Router):
+        state = ""
+
         def agent(self, agent_id: Any) -> Any:
             view = super().agent(agent_id)
-            return None if view is None else type(view)(**{**{n: getattr(view, n) for n in view.__struct_fields__}, "state": state})
+            return None if view is None else msgspec.structs.replace(view, state=self.state)
 
-    for state, survivors, text in (("held", (0, 1), "lives and is held"), ("ready", (0,), "dead and ready")):
-        verdict = World(1, CALM, actions=[Timed(5.0, Heal(survivors=survivors))], make_router=Held, every=10**9).run(100_000)
+    for Fixed.state, survivors, text in (("held", (0, 1), "lives and is held"), ("ready", (0,), "dead and ready")):
+        verdict = World(1, CALM, actions=[Timed(5.0, Heal(survivors=survivors))], make_router=Fixed, every=10**9).run(100_000)
         assert verdict.invariant == "L3"
         assert text in verdict.text
 
@@ -208,7 +211,7 @@ def test_everything_can_befall_it_and_it_heals(survivors: tuple[int, ...]) -> No
 
 
 def test_strangers_are_approved_and_small_ones_run_what_they_can() -> None:
-    options = Options(nodes=3, strangers=swarm(Prng(0)).loss.__class__(1, 1), models=1)
+    options = Options(nodes=3, strangers=Ratio(1, 1), models=1)
     world = World(3, options, actions=[Timed(5.0, Heal(survivors=(0, 1, 2)))])
     assert world.run(100_000).passed
     assert all(not agent.pending for agent in world.checkers.book.agents.values())
