@@ -59,15 +59,17 @@ class Supply(msgspec.Struct, frozen=True, kw_only=True):
     max_loaded: int
     offers: dict[str, Offer]
     loaded: tuple[str, ...] = ()
+    room_share: float = ROOM_SHARE
+    """Of the free memory: what a model may take that is loaded beside others."""
 
-    def fits(self, models: Iterable[str], *, room_share: float = ROOM_SHARE) -> bool:
+    def fits(self, models: Iterable[str]) -> bool:
         """Whether these models can be loaded here one after the other, none making another go; the largest first, which is easiest."""
         sizes = sorted((self.offers[model].size_bytes for model in models), reverse=True)
         if len(sizes) > self.max_loaded:
             return False
         free: float = self.memory_bytes
         for index, size in enumerate(sizes):
-            if size > (free if index == 0 else free * room_share):
+            if size > (free if index == 0 else free * self.room_share):
                 return False
             free -= size
         return True

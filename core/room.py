@@ -60,6 +60,10 @@ class Room:
         if total_bytes > self._held_bytes and (self._evicted_at_bytes is None or total_bytes < self._evicted_at_bytes):
             self._evicted_at_bytes = total_bytes
 
+    def seen_bytes(self) -> int:
+        """The most that was seen in memory at once: so much it holds, whatever was told."""
+        return self._held_bytes
+
     def running_bytes(self, key: ModelKey, size_bytes: int) -> int:
         """What the model takes in memory; `size_bytes` is its size on disk."""
         return self._running_bytes.get(key) or int(size_bytes * RUNNING_SHARE)

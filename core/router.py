@@ -14,6 +14,7 @@ Invariants (numbers as in `core.invariants`):
 from collections.abc import Callable
 from typing import Any, Final
 
+from core.advice import Prompts, Question, question
 from core.agents import Agent
 from core.config import RouterConfig
 from core.dispatch import Dispatcher
@@ -76,6 +77,7 @@ class Router:
         self._health = Health(config)
         self._registry = Registry(config, in_flight=lambda agent_id: self._dispatcher.ledger.in_flight(agent_id))
         self._heat = Heat()
+        self._prompts = Prompts()
         displacement = Displacement(
             self._speeds, self._heat, ready=self._registry.ready, in_flight=lambda key: self._dispatcher.ledger.of_model(key)
         )
@@ -227,6 +229,10 @@ class Router:
             requests_total=self._settled_total,
         )
 
+    def placement(self) -> Question:
+        """What `core.placement` needs to say which model should be warm where; its `answer` takes long."""
+        return question(self._registry.ready(), self._speeds, self._heat, self._prompts, now=self._now)
+
     # ------------------------------------------------------------ requests
 
     def _request_came(self, event: RequestCame, effects: list[Effect], now: Instant) -> None:
@@ -244,6 +250,7 @@ class Router:
         )
         if ask.needs_slot and key is not None and self._registry.holders(key):
             self._heat.came(key, now=now)
+            self._prompts.came(key, event.input_tokens)
         request = Request(event, key, ask, number=self._came, now=now)
         self._requests[event.request_id] = request
         if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key

@@ -144,7 +144,7 @@ def test_a_packing_moves_models_to_make_room() -> None:
 
 
 def test_a_packing_gives_up_within_its_steps() -> None:
-    """Twelve models that fit nowhere together: found out by counting, not by trying all."""
-    work = [{model: 1.0 for model in range(40)} for _ in range(10)]
+    """Forty models that fit nowhere together: found out by counting, not by trying all."""
+    work = [dict.fromkeys(range(40), 1.0) for _ in range(10)]
     packed = pack(work, [1.0] * 40, lambda node, models: sum(3 + model % 4 for model in models) <= 11)
     assert 20 <= len(held_somewhere(packed)) < 40
