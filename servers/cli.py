@@ -206,7 +206,12 @@ def _print(table: Table) -> None:
 
 def _shown(value: object) -> str:
     """`value` for a terminal: nodes name themselves, and a name may try to be an escape sequence or markup."""
-    return escape("".join(letter if letter.isprintable() else "?" for letter in str(value)))
+    return escape(_plain(value))
+
+
+def _plain(value: object) -> str:
+    """`value` without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def _remote_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -225,6 +230,30 @@ def status(url: str | None, token: str | None) -> None:
     for name, value in summary.items():
         table.add_row(name.replace("_", " "), "–" if value is None else str(value))
     _print(table)
+
+
+@main.command()
+@_remote_options
+def placement(url: str | None, token: str | None) -> None:
+    """Show which model should be warm where, for what is asked now."""
+    plan = _Remote(url, token).call("GET", "/api/placement")
+    if not plan["rates_per_s"]:
+        click.echo("Nothing was asked for yet: there is nothing to place.")
+        return
+    table = Table("node", "model", "its traffic", "node time", "loaded", "why", box=None)
+    for placed in plan["placed"]:
+        loaded = "yes" if placed["loaded"] else "no"
+        numbers = f"{placed['share']:.0%}", f"{placed['time_share']:.0%}"
+        table.add_row(*map(_shown, (placed["node"], placed["model"], *numbers, loaded, placed["why"])))
+    _print(table)
+    for unload in plan["unloads"]:
+        click.echo(f"{_plain(unload['model'])} should leave {_plain(unload['node'])} to make room.")
+    for unheld in plan["unheld"]:
+        click.echo(f"{_plain(unheld['model'])} ({unheld['rate_per_s']:.3g} requests/s) stays cold: {unheld['why']}.")
+    if plan["placed"]:
+        click.echo(f"Asked: {plan['rate_per_s']:.3g} requests/s; with these warm the fleet carries {plan['capacity_per_s']:.3g}.")
+    if plan["memory_guessed"]:
+        click.echo(f"The memory of {_plain(', '.join(plan['memory_guessed']))} is not known: what was seen in it counts.")
 
 
 @main.group()

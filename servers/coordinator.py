@@ -26,7 +26,7 @@ from edge.web import WebPass
 from edge.wire import Watch
 from servers import clock
 from servers.access import Access
-from servers.api import admin, agents, fleet, health
+from servers.api import admin, agents, fleet, health, placement
 from servers.api.web import Web, make_app
 from servers.driver import Driver
 from servers.listen import internal_socket, open_ports, ports_of, serve_web
@@ -215,6 +215,6 @@ class Coordinator:
 def make_web_app(web: Web) -> QuartTrio:
     """The web app with all its routes."""
     app = make_app(web)
-    for routes in (agents, fleet, health, admin):
+    for routes in (agents, fleet, health, admin, placement):
         routes.add_routes(app, web)
     return app

@@ -66,6 +66,34 @@ def test_a_fleet_is_managed_from_the_command_line(serving: Serving) -> None:
     assert invoke(serving, "agents", "list").output.count("\n") == 1
 
 
+def test_placement_of_a_fleet_that_nobody_asked(serving: Serving) -> None:
+    assert invoke(serving, "placement").output == "Nothing was asked for yet: there is nothing to place.\n"
+
+
+def test_placement_is_shown_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed = {"node": "big[red]", "model": "m\x1b", "share": 0.75, "time_share": 0.5, "loaded": False, "why": "the fastest"}
+    plan = {
+        "placed": [placed],
+        "unloads": [{"node": "big", "model": "old"}],
+        "unheld": [{"model": "huge", "rate_per_s": 0.25, "why": "no node has it on disk"}],
+        "rate_per_s": 1.5, "capacity_per_s": 4.0, "rates_per_s": {"m": 1.5}, "memory_guessed": ["big", "small"],
+    }  # fmt: skip
+    monkeypatch.setattr("servers.cli._Remote.call", lambda *_: plan)
+    output = CliRunner().invoke(main, ["placement"]).output
+    for text in (
+        "big[red]",
+        "m?",
+        "75%",
+        "50%",
+        "the fastest",
+        "old should leave big",
+        "huge (0.25 requests/s) stays cold",
+        "carries 4.",
+        "big, small",
+    ):
+        assert text in output
+
+
 def test_an_agent_is_approved_by_its_code(serving: Serving) -> None:
     registration = {
         "machine_name": "stranger\x1b[31m", "ip_address": "192.168.1.9", "ollama_version": "0.33.0", "ollama_port": 11434,

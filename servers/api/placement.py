@@ -1,0 +1,42 @@
+"""Placement advice over HTTP: which model should be warm where, computed off the loop from what the router saw.
+
+Decides only when to compute anew. Invariant: one plan is computed at a time, and none more often than every `KEPT_S` seconds, however many
+ask.
+"""
+
+from typing import Any, Final
+
+import msgspec
+import trio
+from quart import Response
+from quart_trio import QuartTrio
+
+from core.advice import Question
+from servers.access import Area
+from servers.api.web import Web, guarded, reply
+
+KEPT_S: Final = 10.0
+"""A plan is shown again until it is so old."""
+
+
+def add_routes(app: QuartTrio, web: Web) -> None:
+    """`/api/placement`."""
+    lock = trio.Lock()
+    kept: tuple[float, dict[str, Any]] | None = None
+
+    @app.get("/api/placement")
+    @guarded(web, Area.MANAGEMENT)
+    async def placement() -> Response:
+        nonlocal kept
+        async with lock:
+            now = web.driver.now()
+            if kept is None or now - kept[0] >= KEPT_S:
+                question = web.driver.router.placement()
+                kept = (now, await trio.to_thread.run_sync(_answered, question))
+        return reply(kept[1])
+
+
+def _answered(question: Question) -> dict[str, Any]:
+    """The plan as it is shown, and what it rests on."""
+    plan = question.answer()
+    return {**msgspec.structs.asdict(plan), "rates_per_s": question.rates_per_s, "memory_guessed": question.guessed}
