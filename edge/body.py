@@ -267,7 +267,8 @@ _PLAIN_TEXT: Final = {
     Route.V1_COMPLETIONS: "prompt",
     Route.V1_EMBEDDINGS: "input",
 }
-_FLAGS: Final = {b"true": True, b"false": False, None: False}
+_MEMBER_MIN_BYTES: Final = len('"model":1,')
+_FLAGS: Final = (b"", b"true", b"false")
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _STRINGS: Final = frozenset(("model", "name", "prompt", "system", "suffix", "instructions"))  # null leaves them as they were
 _RELOADING: Final = frozenset(("draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"))
@@ -380,14 +381,17 @@ def _plain_facts(route: Route, found: dict[str, msgspec.Raw], body: bytes) -> Bo
     """`_facts` of `_members` for the commonest body of all: a model, a short text, perhaps `stream`, each said once. None: any other."""
     name = _PLAIN_TEXT.get(route)
     model, text, stream = found.get("model"), found.get(name or ""), found.get("stream")
-    if name is None or model is None or text is None or len(body) >= BLOB_MIN_BYTES or len(found) != (2 if stream is None else 3):
+    size = len(body)
+    if name is None or model is None or text is None or size >= BLOB_MIN_BYTES or len(found) != (2 if stream is None else 3):
         return None
-    if body.count(b'"model"') != 1 or body.count(_SPELLED[name]) != 1 or (stream is not None and body.count(b'"stream"') != 1):
+    named, said, flag = bytes(model), bytes(text), b"" if stream is None else bytes(stream)
+    if flag not in _FLAGS or named[0] != 0x22 or len(named) == 2 or said[0] == 0x6E or is_empty(said):
         return None
-    named, said, flag = bytes(model), bytes(text), _FLAGS.get(None if stream is None else bytes(stream))
-    if flag is None or named[0] != 0x22 or len(named) == 2 or said[0] == 0x6E or is_empty(said):
+    # What is neither these members nor the punctuation that they need: space, unless it is long enough to be a member said twice.
+    rest = size - len(named) - len(said) - len(name) - (14 if stream is None else 24 + len(flag))
+    if rest >= _MEMBER_MIN_BYTES:
         return None
-    streams = route.streams_by_default if stream is None else flag
+    streams = route.streams_by_default if stream is None else flag == b"true"
     return BodyFacts(model=go_string(named), stream=streams, input_tokens=len(said) // BYTES_PER_TOKEN)
 
 

@@ -111,7 +111,11 @@ class Proxy:
         """
         body = await read_body(conn, head, self._budget)
         try:
-            facts = _facts_at_once(head, route, body)
+            facts = None
+            if route is _V1_MODEL:
+                facts = BodyFacts(model=head.path.rpartition("/")[2])
+            elif body.data is not None:
+                facts = inspect_ordinary(route, body.data)
             if facts is None:
                 facts = await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
             await self._serve(conn, head, route, body, facts)
@@ -147,13 +151,6 @@ class Proxy:
                 settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
             decider.apply(settled)
             decider.close_desk(request_id)
-
-
-def _facts_at_once(head: RequestHead, route: Route, body: Body) -> BodyFacts | None:
-    """The facts of most requests; None: the body must be read with checkpoints."""
-    if route is _V1_MODEL:
-        return BodyFacts(model=head.path.rpartition("/")[2])
-    return None if body.data is None else inspect_ordinary(route, body.data)
 
 
 class _One:

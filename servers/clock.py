@@ -30,6 +30,9 @@ def unix_ms() -> UnixMs:
     return UnixMs(time.time_ns() // 1_000_000)
 
 
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
 class _Ids:
     """UUIDs v4, with randomness fetched for many at once: one system call per request would be a third of a decision's time."""
 
@@ -43,10 +46,11 @@ class _Ids:
         if self._next >= len(self._hex):
             self._hex = os.urandom(16 * self.AT_ONCE).hex()
             self._next = 0
-        one = self._hex[self._next : self._next + 32]
-        self._next += 32
-        variant = "89ab"[int(one[16], 16) & 3]
-        return f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{variant}{one[17:20]}-{one[20:]}"
+        digits, at = self._hex, self._next
+        self._next = end = at + 32
+        # A version takes the place of one random digit; of another only the two bits that the variant leaves are used.
+        fourth = _VARIANT[digits[at + 16]] + digits[at + 17 : at + 20]
+        return f"{digits[at : at + 8]}-{digits[at + 8 : at + 12]}-4{digits[at + 13 : at + 16]}-{fourth}-{digits[at + 20 : end]}"
 
 
 _ids: Final = _Ids()

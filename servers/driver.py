@@ -139,11 +139,11 @@ class Driver:
         rest: list[Effect] = []
         for effect in effects:
             match effect:
+                case Record():  # and the next are most of all
+                    self._sinks.record(effect)
                 case Forward() | Wait() | Refuse() | PassOn() | Cut():
                     if (desk := self._desks.get(effect.request_id)) is not None:
                         desk.put(effect)
-                case Record():
-                    self._sinks.record(effect)
                 case Count():
                     self._sinks.count(effect.name, effect.labels, effect.by)
                 case Note():

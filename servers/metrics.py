@@ -31,7 +31,7 @@ class _Buckets:
         self.total_s = 0.0
 
     def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.counts[bisect_left(BOUNDS_S, seconds) if seconds else 0] += 1
         self.total_s += seconds
 
     def cumulative(self) -> list[tuple[str, float]]:
