@@ -100,7 +100,10 @@ class Inventory:
         return by_key
 
     def saw_loaded(self, key: ModelKey, options: str, *, now: Instant) -> None:
-        """A byte of an answer came from this model: it is in memory, with these runner options."""
+        """A byte of an answer came from this model: it is in memory, with these runner options. One that was deleted meanwhile counts for
+        nothing: it will be used no more."""
+        if key not in self.installed:
+            return
         self._seen[key] = (now, True)
         self.resident[key] = None
         self.options[key] = options

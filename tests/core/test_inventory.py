@@ -87,6 +87,14 @@ def test_an_answer_that_was_under_way_does_not_undo_what_was_seen() -> None:
     assert A not in inventory.resident
 
 
+def test_a_model_that_was_deleted_in_mid_answer_is_not_in_memory() -> None:
+    inventory = known("a", "b")
+    inventory.report_installed([row("b")])
+    inventory.saw_loaded(A, "", now=at(1))
+    assert A not in inventory.resident
+    assert set(inventory.resident) <= set(inventory.installed)
+
+
 def test_an_old_row_does_not_bring_back_what_was_unloaded() -> None:
     inventory = known("a")
     inventory.saw_loaded(A, "", now=at(9))
