@@ -4,7 +4,7 @@ import pytest
 
 from core.events import Ending
 from tests.core.simulation import scenarios
-from tests.core.simulation.scenarios import STEADY, STORIES, Told, came_after
+from tests.core.simulation.scenarios import PREDICTED, STEADY, STORIES, Told, came_after, prediction_errors_ms
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,14 @@ def test_two_context_lengths_cost_a_load_each_at_most(told: dict[str, Told]) -> 
     assert told["two_context_lengths"].loads <= 100
 
 
-def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_start_is_predicted_well_on_equal_nodes() -> None:
+    errors = prediction_errors_ms(PREDICTED["eight equal nodes"], steps=20_000)
+    assert len(errors) > 500
+    assert errors[len(errors) // 2] < 250
+
+
+def test_the_tables_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     scenarios.main()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(STORIES) + 2
-    assert "waited" in lines[-1]
+    assert sum(line.startswith("| ") for line in lines) == 4 + len(STORIES) + len(PREDICTED)
+    assert any("waited" in line for line in lines)
