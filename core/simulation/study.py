@@ -51,6 +51,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     node: int
     cold: bool
+    at_s: float = 0.0
+    """When it came."""
+
+    def is_good(self, *, ttft_s: float = 5.0, per_token_s: float = 0.1) -> bool:
+        """Whether first token and pace were within these limits."""
+        return self.ttft_s <= ttft_s and (self.total_s - self.ttft_s) <= per_token_s * max(1, self.output_tokens - 1)
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +67,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     busy_s: list[float]
     """Of each node: time with at least one request in flight."""
     span_s: float
+    busy_spans: list[list[tuple[float, float]]] = []
+    """Of each node: from when to when."""
 
     def loads_per_1000(self) -> float:
         """Model loads per 1,000 requests."""
@@ -73,10 +81,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     def goodput(self, *, ttft_s: float = 5.0, per_token_s: float = 0.1) -> float:
         """Share of requests whose first token and pace were within these limits."""
-        good = sum(
-            outcome.ttft_s <= ttft_s and (outcome.total_s - outcome.ttft_s) <= per_token_s * max(1, outcome.output_tokens - 1)
-            for outcome in self.outcomes
-        )
+        good = sum(outcome.is_good(ttft_s=ttft_s, per_token_s=per_token_s) for outcome in self.outcomes)
         return good / max(1, len(self.outcomes))
 
 
@@ -164,7 +169,7 @@ class Study:
         self._outcomes: dict[int, Outcome] = {}
         self._where: dict[int, int] = {}
         self._loads = 0
-        self._busy = [0.0] * len(fleet)
+        self._busy: list[list[tuple[float, float]]] = [[] for _ in fleet]
         self._busy_since: list[float | None] = [None] * len(fleet)
         self._now = 0.0
 
@@ -184,9 +189,10 @@ class Study:
                 break
         for index, since in enumerate(self._busy_since):
             if since is not None:
-                self._busy[index] += self._now - since
+                self._busy[index].append((since, self._now))
         ordered = [self._outcomes[index] for index in sorted(self._outcomes)]
-        return Figures(outcomes=ordered, loads=self._loads, busy_s=self._busy, span_s=self._now)
+        busy_s = [sum(until - since for since, until in spans) for spans in self._busy]
+        return Figures(outcomes=ordered, loads=self._loads, busy_s=busy_s, span_s=self._now, busy_spans=self._busy)
 
     def _turn(self, kind: int, which: int, now: Instant) -> None:
         if kind == _ARRIVAL:
@@ -258,7 +264,7 @@ class Study:
         if machine.in_flight and self._busy_since[node] is None:
             self._busy_since[node] = now
         elif not machine.in_flight and (since := self._busy_since[node]) is not None:
-            self._busy[node] += now - since
+            self._busy[node].append((since, now))
             self._busy_since[node] = None
         deadline = machine.next_deadline()
         if deadline is not None and deadline < self._armed[node]:
@@ -279,6 +285,7 @@ class Study:
             output_tokens=arrival.output_tokens,
             node=node,
             cold=request in self._cold,
+            at_s=arrival.at_s,
         )
 
 
