@@ -63,6 +63,7 @@ def compared(case: str) -> list[tuple[str, str, float, float]]:
         (real.name, what, before, math.inf if after is None else after)
         for real, ours in matched(*PLAYED[case])
         for what, (before, after) in figures(real, ours).items()
+        if before is not None
     ]
 
 
