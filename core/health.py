@@ -156,7 +156,8 @@ class Health:
         self._pauses: dict[AgentId, dict[ModelKey | None, _Pause]] = {}
         self._ejected: dict[AgentId, dict[ModelKey | None, Ejection]] = {}
         self._past: dict[AgentId, dict[ModelKey | None, _Past]] = {}
-        self._wake: Instant | None = None
+        self.earliest: Instant | None = None
+        """When the next pause or ejection runs out: an attribute, for it is read with every event."""
 
     @property
     def quiet(self) -> bool:
@@ -253,20 +254,20 @@ class Health:
 
     def next_deadline(self) -> Instant | None:
         """When the next pause or ejection runs out."""
-        return self._wake
+        return self.earliest
 
     def woken(self, *, now: Instant) -> bool:
         """Whether a pause or an ejection has run out by `now`; it is reported once."""
-        if self._wake is None or self._wake > now:
+        if self.earliest is None or self.earliest > now:
             return False
         ends = [pause.until for pauses in self._pauses.values() for pause in pauses.values()]
         ends += [ejection.until for ejected in self._ejected.values() for ejection in ejected.values()]
-        self._wake = min((until for until in ends if until > now), default=None)
+        self.earliest = min((until for until in ends if until > now), default=None)
         return True
 
     def _wake_at(self, until: Instant) -> None:
-        if self._wake is None or until < self._wake:
-            self._wake = until
+        if self.earliest is None or until < self.earliest:
+            self.earliest = until
 
     def _pause(self, agent_id: AgentId, key: ModelKey | None, *, now: Instant) -> None:
         pauses = self._pauses.setdefault(agent_id, {})

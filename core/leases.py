@@ -156,6 +156,11 @@ class Ledger:
         """When the next lease expires."""
         return self._expiry.earliest
 
+    @property
+    def deadlines(self) -> Expiry[LeaseId]:
+        """Of all leases. The ledger's own: read it."""
+        return self._expiry
+
     def until(self, lease_id: LeaseId) -> Instant | None:
         """When this lease expires; None when it does not live."""
         return self._expiry.until(lease_id)

@@ -45,6 +45,8 @@ class FairQueue:
         self._waiters: dict[RequestId, Waiter] = {}
         self._order: list[tuple[Place, RequestId]] = []
         self._deadlines: list[tuple[Instant, RequestId]] = []
+        self.earliest: Instant | None = None
+        """When the next one has waited long enough: an attribute, for it is read with every event."""
         self._clients: dict[str, int] = {}
         self._last_tag: dict[str, tuple[int, int]] = {}
 
@@ -90,6 +92,7 @@ class FairQueue:
         self._clients[client] = self._clients.get(client, 0) + 1
         insort(self._order, (place, request_id))
         insort(self._deadlines, (deadline, request_id))
+        self.earliest = self._deadlines[0][0]
 
     def remove(self, request_id: RequestId) -> Waiter | None:
         """Take the request out; None when it does not wait."""
@@ -98,6 +101,7 @@ class FairQueue:
             return None
         del self._order[bisect_left(self._order, (waiter.place, request_id))]
         del self._deadlines[bisect_left(self._deadlines, (waiter.deadline, request_id))]
+        self.earliest = self._deadlines[0][0] if self._deadlines else None
         left = self._clients[waiter.client] - 1
         if left:
             self._clients[waiter.client] = left
@@ -121,7 +125,7 @@ class FairQueue:
 
     def next_deadline(self) -> Instant | None:
         """When the next one has waited long enough."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self.earliest
 
     def check(self) -> None:
         """Recompute what is kept for speed (R11).

@@ -142,6 +142,11 @@ class Registry:
         changes, self.changes = self.changes, Changes()
         return changes
 
+    @property
+    def deadlines(self) -> Expiry[AgentId]:
+        """By which agents must be heard. The registry's own: read it."""
+        return self._expiry
+
     def next_deadline(self) -> Instant | None:
         """When the next agent will have been silent for too long."""
         return self._expiry.earliest

@@ -90,6 +90,8 @@ class Router:
         self._settled_total = 0
         self._look = False
         """Whether somebody who waits may be able to go since the last look."""
+        self._clocks = (self._ledger.deadlines, self._dispatcher.answered, self._registry.deadlines, self._queue, self._health)
+        """Everything that something is due of: each has its `earliest`."""
         self._deadline = self._earliest()
         self._handlers: dict[type, Callable[[Any, list[Effect], Instant], None]] = {
             RequestCame: self._request_came,
@@ -119,7 +121,8 @@ class Router:
         deadline = self._deadline
         if deadline is not None and deadline <= now:
             effects += self.tick(now=now)
-        self._advance(now)
+        assert now >= self._now, f"R13: time went back from {self._now} to {now}"
+        self._now = now
         self._handlers[type(event)](event, effects, now)
         if self._look or self._dispatcher.stirred or self._registry.changes.any:
             self._follow(effects, now)
@@ -128,7 +131,8 @@ class Router:
 
     def tick(self, *, now: Instant) -> list[Effect]:
         """Time passed: bring into force what was due."""
-        self._advance(now)
+        assert now >= self._now, f"R13: time went back from {self._now} to {now}"
+        self._now = now
         effects: list[Effect] = []
         for held in self._ledger.expire(now=now):
             self._abandon(self._requests[held.request_id], effects, now)
@@ -152,15 +156,9 @@ class Router:
         return self._deadline
 
     def _earliest(self) -> Instant | None:
-        dispatcher = self._dispatcher
-        earliest = dispatcher.grace_until
-        for deadline in (
-            self._ledger.next_deadline(),
-            dispatcher.answered.earliest,
-            self._registry.next_deadline(),
-            self._queue.next_deadline(),
-            self._health.next_deadline(),
-        ):
+        earliest = self._dispatcher.grace_until
+        for clock in self._clocks:
+            deadline = clock.earliest
             if deadline is not None and (earliest is None or deadline < earliest):
                 earliest = deadline
         return earliest
@@ -429,10 +427,6 @@ class Router:
                 self._dispatcher.look(effects, now=now)
 
     # ------------------------------------------------------------ the rest
-
-    def _advance(self, now: Instant) -> None:
-        assert now >= self._now, f"R13: time went back from {self._now} to {now}"
-        self._now = now
 
     def _abandon(self, request: Request, effects: list[Effect], now: Instant) -> None:
         """Nobody reported on it for so long that nobody will."""
