@@ -65,7 +65,7 @@ class Machine:
         self._stage, self._coordinator = stage, coordinator
         self._timing, self._models = timing, models
         self._held = {name: models[name] for name in held}
-        self._faults, self._link_dice = prng.split("faults"), prng.split("link")
+        self._faults, self._link_dice, self._node_dice = prng.split("faults"), prng.split("link"), prng.split("node")
         self._make_link = make_link
         self.up = self.ollama_up = False
         self.silent = False
@@ -139,7 +139,7 @@ class Machine:
         """Its Ollama starts with nothing in memory."""
         if self.up and not self.ollama_up:
             self.ollama_up = True
-            self._node = SimulatedNode(self._timing, self._held, now=self._clock.local(now=self._stage.now))
+            self._node = SimulatedNode(self._timing, self._held, now=self._clock.local(now=self._stage.now), dice=self._node_dice)
 
     def kill_ollama(self) -> None:
         """Its Ollama dies, its connections are reset."""
