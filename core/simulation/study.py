@@ -6,6 +6,7 @@ of scheduling. Invariant: every arrival ends exactly once, served or refused; sa
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
@@ -28,6 +29,9 @@ from core.simulation.node import (
 from core.simulation.prng import Prng
 from core.simulation.workload import Arrival
 from core.units import Instant
+
+PRELOAD: Final = "preload"
+"""How the ids begin of requests that only load a model, before the study begins."""
 
 POLL_S: Final = 2.0
 """How often a dispatcher is told what each node has loaded."""
@@ -155,8 +159,17 @@ class RuleDispatcher:
 class Study:
     """One run."""
 
-    def __init__(self, fleet: Sequence[NodeSpec], arrivals: Sequence[Arrival], make: Callable[[], Dispatcher]) -> None:
+    def __init__(
+        self,
+        fleet: Sequence[NodeSpec],
+        arrivals: Sequence[Arrival],
+        make: Callable[[], Dispatcher],
+        *,
+        preloaded: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """`preloaded`: models that are loaded on a node, by its number, before the first request, to stay as long as there is room."""
         self._fleet = fleet
+        self._preloaded = preloaded
         self._arrivals = arrivals
         self._nodes = [SimulatedNode(node.timing, node.models, now=Instant(0.0)) for node in fleet]
         self._dispatcher = make()
@@ -175,6 +188,10 @@ class Study:
 
     def run(self, progress: Callable[[int, int], bool] | None = None) -> Figures:
         """Until every arrival ended. `progress(done, all)` is called now and then; returning False ends the run early."""
+        for index, models in self._preloaded.items():
+            for model in models:
+                load = Came(request_id=f"{PRELOAD} {model}", model=model, prompt_tokens=0, output_tokens=0, keep_alive_s=-1.0)
+                self._effects(index, Instant(0.0), self._nodes[index].handle(load, now=Instant(0.0)))
         for index, arrival in enumerate(self._arrivals):
             self._push(arrival.at_s, _ARRIVAL, index)
         for index in range(len(self._nodes)):
@@ -248,6 +265,10 @@ class Study:
                     request = int(request_id)
                     self._first.setdefault(request, now)
                     self._send(self._dispatcher.first_token(request, now=now), now)
+                case Finished(request_id=request_id) | RunnerChanged(change=Change.LOADING, why=request_id) if request_id.startswith(
+                    PRELOAD
+                ):
+                    pass
                 case Finished(request_id=request_id, timing=timing):
                     request = int(request_id)
                     arrival = self._arrivals[request]

@@ -89,3 +89,22 @@ def test_percentiles_and_goodput_are_what_they_say() -> None:
     assert (figures.ttft_s(50), figures.ttft_s(99)) == (6.0, 10.0)
     assert figures.goodput(ttft_s=5.0, per_token_s=0.1) == 0.5
     assert figures.loads_per_1000() == 100.0
+
+
+def test_preloaded_models_cost_no_load_and_no_outcome() -> None:
+    specs = fleet()
+    arrivals = [Arrival(at_s=20.0 + n, model=NAMES[0], input_tokens=10, output_tokens=5) for n in range(5)]
+
+    def study(preloaded: dict[int, list[str]]) -> Figures:
+        return Study(specs, arrivals, lambda: RuleDispatcher(rules()["lmetric-like"](), specs, Prng(4)), preloaded=preloaded).run()
+
+    cold, warm = study({}), study({0: [NAMES[0]], 1: [NAMES[0]], 2: [NAMES[0]]})
+    assert cold.loads >= 1
+    assert (warm.loads, len(warm.outcomes)) == (0, 5)
+    assert warm.ttft_s(50) < cold.ttft_s(99)
+
+
+def test_busy_spans_add_up_and_outcomes_know_when_they_came() -> None:
+    figures = run("random")
+    assert [sum(until - since for since, until in spans) for spans in figures.busy_spans] == figures.busy_s
+    assert [outcome.at_s for outcome in figures.outcomes] == [arrival.at_s for arrival in workload()]
