@@ -16,8 +16,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from core.config import RouterConfig
 from core.displacement import Displacement
 from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Refuse, Wait
@@ -52,13 +50,6 @@ _Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
 when somebody asks."""
 
 
-class Barrier(msgspec.Struct, frozen=True):
-    """While it stands, a node gets no new request for the victims, so that they fall idle and `request_id`'s model can be loaded."""
-
-    request_id: RequestId
-    victims: frozenset[ModelKey]
-
-
 class Dispatcher:
     """Places requests on nodes. Its parts are the router's own, shared with it."""
 
@@ -79,9 +70,11 @@ class Dispatcher:
         self._speeds = speeds
         self._strategy = strategy
         self._displacement = displacement
-        self._barriers: dict[AgentId, Barrier] = {}
+        self._barriers: dict[AgentId, frozenset[ModelKey]] = {}
+        """Eviction barriers: nodes that are to get rid of these models, once idle, for somebody who waits. Such a node gets no new
+        request for them. Raised anew in each look, in the queue's order: none outlives the request that needs it."""
         self.stirred = False
-        """Whether a barrier fell since the router looked at who waits."""
+        """Whether somebody may have left who needed a barrier."""
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
         self.queue = FairQueue(config)
@@ -93,6 +86,11 @@ class Dispatcher:
         self._kinds: dict[Kind, int] = {}
         self._chosen = 0
         self._explained: OrderedDict[RequestId, tuple[str | None, list[_Raw]]] = OrderedDict()
+
+    @property
+    def has_barriers(self) -> bool:
+        """Whether some node gets no new requests for some model, to get rid of it."""
+        return bool(self._barriers)
 
     # ------------------------------------------------------------ placing
 
@@ -111,6 +109,8 @@ class Dispatcher:
 
     def look(self, effects: list[Effect], *, now: Instant) -> None:
         """Something may have changed: look at everybody who waits, in order."""
+        self._barriers.clear()
+        self.stirred = False
         ahead: dict[AgentId, int] = {}
         settled: dict[Kind, tuple[AgentId | None, int | None]] = {}
         """Kinds that need no look: what they wait for, and up to how many ahead there (None: whatever comes)."""
@@ -126,7 +126,10 @@ class Dispatcher:
                 continue
             plan = None if choice is None else choice.agent.id
             self._plan(request, plan, ahead)
-            if choice is None or choice.patience is None:
+            if choice is not None and choice.room and request.plan is not None:
+                # It waits for a load there: as many of its kind as will be served together wait with it.
+                settled[request.kind] = (request.plan, ahead[request.plan] + choice.agent.slots)
+            elif choice is None or choice.patience is None:
                 settled[request.kind] = (plan, None)
                 final[request.kind] = None
                 if len(final) == len(self._kinds):
@@ -136,7 +139,6 @@ class Dispatcher:
 
     def leave(self, request: Request, *, now: Instant) -> None:
         """It does not wait any more."""
-        self._lower_barrier(request)
         if self.queue.remove(request.id) is None:
             return
         request.waited_s += now - request.waiting_since
@@ -188,6 +190,7 @@ class Dispatcher:
     def answer(self, request: Request, effect: Refuse | PassOn, reason: str, effects: list[Effect], *, now: Instant) -> None:
         """Have the shell answer it without a node."""
         self.leave(request, now=now)
+        self.stirred = self.has_barriers
         request.phase = Phase.ANSWERED
         self.answered.set(request.id, now=now)
         effects.append(effect)
@@ -241,8 +244,8 @@ class Dispatcher:
 
     def _kept_away(self, request: Request, node: Agent) -> bool:
         """Whether the node is getting rid of this model, to load another."""
-        barrier = self._barriers.get(node.id)
-        if barrier is None or request.key not in barrier.victims or barrier.request_id == request.id:
+        victims = self._barriers.get(node.id)
+        if victims is None or request.key not in victims:
             return False
         request.barred = {**request.barred, node.name: "makes room for another model"}
         return True
@@ -295,45 +298,25 @@ class Dispatcher:
 
     def _obstacle(self, request: Request, choice: Choice, *, now: Instant) -> str | None:
         """Why the chosen node cannot have the request yet; None: it can. Raises the eviction barrier where that is what it takes."""
-        before, request.victims = request.barrier, ()
-        if before is None and choice.room and request.key in choice.agent.inventory.resident:
-            return None
-        if before is not None:
-            del self._barriers[before]
-            request.barrier = None
-        why = self._what_bars(request, choice, now=now)
-        if before is not None and request.barrier != before:
-            self.stirred = True
-        return why
-
-    def _what_bars(self, request: Request, choice: Choice, *, now: Instant) -> str | None:
         agent, key = choice.agent, request.key
+        request.victims = ()
         if not choice.room:
             return f"waits for {agent.name}, whose slots are taken"
-        if not self._strategy.makes_room or key is None or not request.ask.needs_slot or key in agent.inventory.resident:
+        if key is None or key in agent.inventory.resident or not self._strategy.makes_room or not request.ask.needs_slot:
             return None
-        barrier = self._barriers.get(agent.id)
-        if barrier is not None:
+        if agent.id in self._barriers:
             return f"waits for {agent.name}, which makes room for another request"
         if key in agent.inventory.loading:
             return None
         if agent.inventory.loading:
             return f"waits for {agent.name}, which is loading another model"
         _, victims = self._displacement.of(agent, key, now=now)
-        request.victims = victims
         busy = [victim for victim in victims if self.ledger.of_model(victim).get(agent.id)]
         if not busy:
+            request.victims = victims
             return None
-        self._barriers[agent.id] = Barrier(request.id, frozenset(victims))
-        request.barrier = agent.id
+        self._barriers[agent.id] = frozenset(victims)
         return f"waits for {agent.name} until {', '.join(display(victim) for victim in busy)} may be unloaded"
-
-    def _lower_barrier(self, request: Request) -> None:
-        """It does not wait any more: what it kept away may come again."""
-        if request.barrier is not None:
-            del self._barriers[request.barrier]
-            request.barrier = None
-            self.stirred = True
 
     def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
         if request.phase is _WAITING:

@@ -6,6 +6,8 @@ Decides texts, and what an ended request teaches; never where it goes. `core.dis
 import enum
 from typing import Final
 
+import msgspec
+
 from core.agents import Agent
 from core.errors import RemoteError
 from core.events import Attempt, AttemptEnded, Ending, Failure, Record, Refuse, RequestCame, Route, Settled, Usage
@@ -13,7 +15,7 @@ from core.health import Verdict
 from core.learning import Sample
 from core.names import normalise
 from core.scoring import Ask
-from core.units import AgentId, Instant, LeaseId, ModelKey
+from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId
 
 BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's own words (two spaces): clients know them."""
@@ -52,61 +54,54 @@ class Phase(enum.Enum):
 _NEW: Final = Phase.NEW
 
 
-class Request:
-    """One request from `RequestCame` to `Settled`."""
+class Request(msgspec.Struct, gc=False):
+    """One request from `RequestCame` to `Settled`; `begin` makes it. Never part of a cycle."""
 
-    __slots__ = (
-        "agent", "alone", "ask", "at", "attempt", "attempts", "barred", "barrier", "busy", "came", "client", "cold", "expected_at",
-        "failed", "first_byte_at", "id", "key", "lease_id", "number", "phase", "plan", "predicted_ms", "refused_by", "spent",
-        "started_at", "tried", "verdict", "victims", "waited_s", "waiting_since", "why",
-    )  # fmt: skip
-
-    def __init__(self, event: RequestCame, key: ModelKey | None, ask: Ask, *, number: int, now: Instant) -> None:
-        self.id = event.request_id
-        self.came = event
-        self.key = key
-        self.ask = ask
-        self.at = now
-        self.number = number
-        """Of arrival, over all requests."""
-        self.client = event.client
-        self.phase = _NEW
-        self.agent: Agent | None = None
-        """Of the present or the last attempt."""
-        self.lease_id: LeaseId | None = None
-        self.attempt = 0
-        self.started_at = now
-        """When the present or the last attempt began."""
-        self.first_byte_at: Instant | None = None
-        self.cold = False
-        """Whether the present attempt makes the node load the model."""
-        self.alone = False
-        """Whether no other load ran there when it began."""
-        self.tried: dict[AgentId, int] = dict.fromkeys(event.excluded, 2) if event.excluded else {}
-        """Nodes that are out for this request, and how often they were tried."""
-        self.busy: dict[AgentId, None] = {}
-        """Nodes that said 503; they come back when nobody else is left."""
-        self.victims: tuple[ModelKey, ...] = ()
-        """Models that the node that was just chosen has to unload for it."""
-        self.barrier: AgentId | None = None
-        """While it waits behind an eviction barrier of its own: on which node."""
-        self.barred: dict[str, str] = {}
-        """Nodes that the last decision passed over, by name, and why."""
-        self.refused_by: list[Agent] = []
-        """Nodes that said their model cannot do this."""
-        self.spent = 0
-        """Attempts that may have cost a node work."""
-        self.failed: AttemptEnded | None = None
-        self.verdict: Verdict | None = None
-        self.attempts: list[Attempt] = []
-        self.plan: AgentId | None = None
-        """While it waits: the node that it waits for."""
-        self.why = ""
-        """While it waits: for what."""
-        self.expected_at: Instant | None = None
-        self.predicted_ms: float | None = None
-        self.waited_s = 0.0
-        self.waiting_since = now
+    id: RequestId
+    came: RequestCame
+    key: ModelKey | None
+    ask: Ask
+    at: Instant
+    number: int
+    """Of arrival, over all requests."""
+    client: str
+    tried: dict[AgentId, int]
+    """Nodes that are out for this request, and how often they were tried."""
+    started_at: Instant
+    """When the present or the last attempt began."""
+    waiting_since: Instant
+    phase: Phase = _NEW
+    agent: Agent | None = None
+    """Of the present or the last attempt."""
+    lease_id: LeaseId | None = None
+    attempt: int = 0
+    first_byte_at: Instant | None = None
+    cold: bool = False
+    """Whether the present attempt makes the node load the model."""
+    alone: bool = False
+    """Whether no other load ran there when it began."""
+    busy: dict[AgentId, None] = {}
+    """Nodes that said 503; they come back when nobody else is left."""
+    victims: tuple[ModelKey, ...] = ()
+    """Models that the node that was just chosen has to unload for it."""
+    barrier: AgentId | None = None
+    """While it waits behind an eviction barrier of its own: on which node."""
+    barred: dict[str, str] = {}
+    """Nodes that the last decision passed over, by name, and why."""
+    refused_by: list[Agent] = []
+    """Nodes that said their model cannot do this."""
+    spent: int = 0
+    """Attempts that may have cost a node work."""
+    failed: AttemptEnded | None = None
+    verdict: Verdict | None = None
+    attempts: list[Attempt] = []
+    plan: AgentId | None = None
+    """While it waits: the node that it waits for."""
+    why: str = ""
+    """While it waits: for what."""
+    expected_at: Instant | None = None
+    predicted_ms: float | None = None
+    waited_s: float = 0.0
 
     @property
     def kind(self) -> Kind:
@@ -173,6 +168,12 @@ class Request:
             cold=self.cold,
             service_s=None if self.cold else service_s,
         )
+
+
+def begin(event: RequestCame, key: ModelKey | None, ask: Ask, *, number: int, now: Instant) -> Request:
+    """A request that has just come."""
+    tried: dict[AgentId, int] = dict.fromkeys(event.excluded, 2) if event.excluded else {}
+    return Request(event.request_id, event, key, ask, now, number, event.client, tried, now, now)
 
 
 def expected_output(event: RequestCame, mean: int) -> int:

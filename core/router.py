@@ -49,7 +49,7 @@ from core.learning import Speeds
 from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
-from core.requests import Phase, Request, cloud_off, expected_output
+from core.requests import Phase, Request, begin, cloud_off, expected_output
 from core.scoring import Ask, strategy
 from core.units import AgentId, Instant, RequestId
 from core.views import AgentView, EjectionView, Explanation, Statistics, WaitingView
@@ -249,7 +249,7 @@ class Router:
         if ask.needs_slot and key is not None and self._registry.holders(key):
             self._heat.came(key, now=now)
             self._prompts.came(key, event.input_tokens)
-        request = Request(event, key, ask, number=self._came, now=now)
+        request = begin(event, key, ask, number=self._came, now=now)
         self._requests[event.request_id] = request
         if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
             self._dispatcher.answer(request, cloud_off(event), "cloud model", effects, now=now)
@@ -318,6 +318,7 @@ class Router:
             self._delivered(request, agent, now)
         if phase is _WAITING:
             self._dispatcher.leave(request, now=now)
+            self._dispatcher.stirred = self._dispatcher.has_barriers
         elif phase is _ANSWERED:
             self._dispatcher.answered.discard(request.id)
         elif agent is not None:
