@@ -84,8 +84,6 @@ class Request(msgspec.Struct, gc=False):
     """Nodes that said 503; they come back when nobody else is left."""
     victims: tuple[ModelKey, ...] = ()
     """Models that the node that was just chosen has to unload for it."""
-    barrier: AgentId | None = None
-    """While it waits behind an eviction barrier of its own: on which node."""
     barred: dict[str, str] = {}
     """Nodes that the last decision passed over, by name, and why."""
     refused_by: list[Agent] = []

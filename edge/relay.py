@@ -133,7 +133,7 @@ async def open_answer(conn: UpstreamConnection, *, route: Route, stream: bool, h
 
 
 async def _open_error(conn: UpstreamConnection, head: ResponseHead) -> Failed:
-    body, whole = await _read_up_to(conn, ERROR_MAX_BYTES)
+    body, whole = await _read_up_to(conn, ERROR_MAX_BYTES, await conn.read_some())
     text = error_text(body)
     told = _FAILURES.get(head.fields.get(_FAILURE_KEY, b""))
     if told is not None:
@@ -158,9 +158,11 @@ async def _open_stream(conn: UpstreamConnection, head: ResponseHead, *, sse: boo
 
 
 async def _open_whole(conn: UpstreamConnection, head: ResponseHead, route: Route, stream: bool, hold_bytes: int) -> Good | Failed:
-    body, whole = await _read_up_to(conn, hold_bytes)
-    if not whole:
-        return Good(head=head, first=body, whole=False)
+    body = await conn.read_some()
+    if not conn.at_end:
+        body, whole = await _read_up_to(conn, hold_bytes, body)
+        if not whole:
+            return Good(head=head, first=body, whole=False)
     fault = whole_fault(route, body) if head.status == 200 else None
     if fault is None:
         return Good(head=head, first=body, whole=True)
@@ -169,10 +171,10 @@ async def _open_whole(conn: UpstreamConnection, head: ResponseHead, route: Route
     return Failed(failure=fault.failure, status=head.status, text=text, repeat_guard=fault.repeat_guard, kept=kept)
 
 
-async def _read_up_to(conn: UpstreamConnection, limit: int) -> tuple[bytes, bool]:
-    """The body, and whether that is all of it: reading stops once more than `limit` bytes are here."""
-    parts = [await conn.read_some()]
-    size = len(parts[0])
+async def _read_up_to(conn: UpstreamConnection, limit: int, first: bytes) -> tuple[bytes, bool]:
+    """The body that begins with `first`, and whether that is all of it: reading stops once more than `limit` bytes are here."""
+    parts = [first]
+    size = len(first)
     while parts[-1] and size <= limit:
         parts.append(await conn.read_some())
         size += len(parts[-1])

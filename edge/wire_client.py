@@ -177,6 +177,11 @@ class UpstreamConnection(WatchedSocket):
         """Whether `read_some` returns or raises without waiting."""
         return bool(self._pieces) or self._complete or self._cut is not None
 
+    @property
+    def at_end(self) -> bool:
+        """Whether all of the body was read, and the answer ended well."""
+        return self._complete and not self._pieces
+
     async def read_head(self) -> ResponseHead:
         """The answer's head; interim ones (1xx) are skipped. Waits for ever: silence is normal. Raises UpstreamCut."""
         while self._head is None:

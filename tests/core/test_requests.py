@@ -7,7 +7,7 @@ from core.events import AttemptEnded, Ending, Failure, RequestCame, Route, Settl
 from core.health import classify
 from core.lifecycle import AgentState
 from core.names import normalise
-from core.requests import Request, cloud_off, expected_output, gave_up, not_found
+from core.requests import Request, begin, cloud_off, expected_output, gave_up, not_found
 from core.scoring import Ask
 from core.units import AgentId, Instant, RequestId, UnixMs
 from tests.core.routing import usage
@@ -21,9 +21,8 @@ def came(route: Route = Route.CHAT, model: str | None = "m", **fields: object) -
 
 def request(*, output: int = 150, cold: bool = False, first: float | None = 11.0, **fields: object) -> Request:
     """One that came at 10 and was forwarded at once."""
-    made = Request(
-        came(**fields), M, Ask(M, options="", input_tokens=5, output_tokens=output, needs_slot=True), number=1, now=Instant(10.0)
-    )  # type: ignore[arg-type]
+    asked = Ask(M, options="", input_tokens=5, output_tokens=output, needs_slot=True)
+    made = begin(came(**fields), M, asked, number=1, now=Instant(10.0))  # type: ignore[arg-type]
     made.agent = Agent(AgentId("a"), Upstream(host="h", port=1), state=AgentState.READY, now_unix=UnixMs(0))
     made.agent.name = "node"
     made.cold = made.alone = cold

@@ -48,6 +48,10 @@ class Node:
     def has_bytes(self) -> bool:
         return not self.parts and self.told_end
 
+    @property
+    def at_end(self) -> bool:
+        return self.has_bytes and self.end is None
+
     async def read_head(self) -> ResponseHead:
         if self.head is None:
             raise self.end or UpstreamGarbled("not HTTP")
