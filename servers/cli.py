@@ -23,6 +23,7 @@ from core.errors import ConfigError
 from servers import log, settings, up
 from servers.coordinator import Coordinator
 from servers.listen import CannotListen
+from servers.study.command import simulate
 from servers.tokens import ADMIN_TOKEN_FILE
 
 CALL_LIMIT_S: Final = 30.0
@@ -254,6 +255,9 @@ def placement(url: str | None, token: str | None) -> None:
         click.echo(f"Asked: {plan['rate_per_s']:.3g} requests/s; with these warm the fleet carries {plan['capacity_per_s']:.3g}.")
     if plan["memory_guessed"]:
         click.echo(f"The memory of {_plain(', '.join(plan['memory_guessed']))} is not known: what was seen in it counts.")
+
+
+main.add_command(simulate)
 
 
 @main.group()
