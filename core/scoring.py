@@ -14,6 +14,7 @@ Only `auto` holds requests back for a free slot; the others forward at once, as 
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -159,6 +160,8 @@ class Auto(Strategy):
         rows: list[Row] = []
         best: Row | None = None
         best_open: Row | None = None
+        least = inf
+        """Score of `best_open`, which is never below that of `best`."""
         for node in nodes:
             node_id, inventory = node.id, node.inventory
             of_node = known.get(node_id)
@@ -178,13 +181,12 @@ class Auto(Strategy):
             score = (count + 1) * work + cold + displaced
             row = (node, score, work, count, cold, displaced)
             rows.append(row)
+            if score > least or (score == least and best_open is not None and node.last_chosen >= best_open[0].last_chosen):
+                continue
             if best is None or score < best[1] or (score == best[1] and node.last_chosen < best[0].last_chosen):
                 best = row
-            open_now = of_model.get(node_id, 0) < node.slots and (node.max_concurrent is None or here < node.max_concurrent)
-            if open_now and (
-                best_open is None or score < best_open[1] or (score == best_open[1] and node.last_chosen < best_open[0].last_chosen)
-            ):
-                best_open = row
+            if of_model.get(node_id, 0) < node.slots and (node.max_concurrent is None or here < node.max_concurrent):
+                best_open, least = row, score
         assert best is not None, "a choice among no nodes"
         # A tie between waiting and going is no reason to wait.
         if best_open is not None and best_open[1] == best[1]:
