@@ -18,6 +18,8 @@ from core.views import AgentView, Statistics
 
 PREFIX: Final = "ollama_router_"
 SERIES_MAX: Final = 10_000
+COUNTED_AT_ONCE: Final = 128
+"""Records; a tenth of a millisecond."""
 BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -60,6 +62,7 @@ class Metrics:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self._dropped = 0
+        self._fresh: list[Record] = []
         self._routes: dict[Route, _OfRoute] = {}
         self._outcomes: dict[str, int] = {}
         """Few: failures, endings, and HTTP statuses."""
@@ -76,7 +79,17 @@ class Metrics:
             self._dropped += 1
 
     def observe(self, record: Record) -> None:
-        """A request is over: how it and its attempts ended, and its times."""
+        """A request is over: how it and its attempts ended, and its times. Many are counted at once, which costs each a half."""
+        self._fresh.append(record)
+        if len(self._fresh) >= COUNTED_AT_ONCE:
+            self._count_fresh()
+
+    def _count_fresh(self) -> None:
+        for record in self._fresh:
+            self._count_record(record)
+        self._fresh.clear()
+
+    def _count_record(self, record: Record) -> None:
         route = self._routes.get(record.route)
         if route is None:
             route = self._routes[record.route] = _OfRoute()
@@ -91,6 +104,7 @@ class Metrics:
 
     def snapshot(self, statistics: Statistics, agents: list[AgentView]) -> "Snapshot":
         """Everything as it is now, with the router's own state, to be rendered in a worker thread."""
+        self._count_fresh()
         counts = dict(self._counts)
         histograms: dict[tuple[str, str], _Buckets] = {}
         for route, of_route in self._routes.items():
