@@ -32,9 +32,9 @@ PERCENTS: Final = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9
 WINDOWS: Final = 60
 """Points of a plot over time."""
 
-UNSTABLE_FACTOR: Final = 4.0
+UNSTABLE_FACTOR: Final = 1.3
 UNSTABLE_MIN_S: Final = 20.0
-"""A run is unstable when the wait in its last fifth is so many times that of the middle, and longer than this."""
+"""A run is unstable when the mean wait grows by this factor from its second fifth to the third, and again to the last, to more than so long."""
 
 POLL_S: Final = 0.2
 NO_LIMIT: Final = 1_000_000
@@ -148,8 +148,8 @@ def _is_unstable(figures: Figures) -> bool:
     fifth = len(by_arrival) // 5
     if not fifth:
         return False
-    middle, last = (sorted(part)[len(part) // 2] for part in (by_arrival[2 * fifth : 3 * fifth], by_arrival[-fifth:]))
-    return last > UNSTABLE_MIN_S and last > UNSTABLE_FACTOR * middle
+    early, middle, last = (sum(by_arrival[start : start + fifth]) / fifth for start in (fifth, 2 * fifth, len(by_arrival) - fifth))
+    return last > UNSTABLE_MIN_S and last > UNSTABLE_FACTOR * middle > UNSTABLE_FACTOR**2 * early
 
 
 def _over_time(figures: Figures) -> list[tuple[float, float, float]]:

@@ -28,6 +28,8 @@ _STYLE: Final = Style(
     opacity="1",
     opacity_hover="1",
     transition="0s",
+    stroke_width="2.5",
+    stroke_width_hover="2.5",
     guide_stroke_color=_GREY,
     major_guide_stroke_color=_GREY,
     font_family="system-ui, sans-serif",
@@ -45,7 +47,6 @@ _SHOWN: Final = {
     "js": [],
     "width": 900,
     "height": 480,
-    "stroke_style": {"width": 2},
     "legend_at_bottom": True,
     "legend_at_bottom_columns": 4,
     "disable_xml_declaration": True,
@@ -114,5 +115,5 @@ def _rendered(chart: Any) -> str:
     render: Callable[[], str | bytes] = chart.render
     drawn = render()
     text = drawn if isinstance(drawn, str) else drawn.decode()
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).replace(chart.uuid, "plot")
+    text = re.sub(r"<!--.*?-->|<script.*?</script>", "", text, flags=re.DOTALL).replace(chart.uuid, "plot")
     return text.replace("</defs>", _DARK, 1) + "\n"
