@@ -5,6 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ROOMS = ("core", "edge", "servers", "agent")
 NOT_OURS = {
+    ".coverage",
     ".git",
     ".venv",
     ".hypothesis",
