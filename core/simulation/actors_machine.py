@@ -406,7 +406,7 @@ class Machine:
             gpu_available=True,
             gpu_devices=[GpuDevice(model="simulated", count=1, memory=self._timing.memory_bytes)],
             agent_api_port=11435,
-            slots=self._timing.slots if index % 3 else None,
+            slots=self._timing.slots if index % 3 or self._stage.options.slots_told else None,
             instance_id=f"instance-{index}" if index % 4 else None,
             boot=self.boot,
         )

@@ -30,6 +30,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     models: int = 3
     clients: int = 4
     slots: int = 2
+    slots_told: bool = True
+    """Whether all agents tell their slots; else every third one does not."""
     max_loaded: int = 3
     """Models that a node keeps in memory at most."""
     max_queue: int = 512
@@ -85,6 +87,7 @@ def swarm(prng: Prng, *, nodes: int | None = None) -> Options:
         models=prng.between(1, 6),
         clients=prng.between(1, 12),
         slots=prng.pick((1, 1, 2, 4)),
+        slots_told=prng.chance(Ratio(1, 2)),
         max_loaded=prng.pick((1, 2, 3)),
         max_queue=prng.pick((1, 4, 512)),
         keep_alive_s=prng.pick((5.0, 30.0, 300.0)),

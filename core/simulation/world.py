@@ -391,8 +391,10 @@ class World:
         options = self.options
         if not options.homogeneous or options.config.strategy == "auto":
             return ""
-        if self.now - self._healed_at < options.config.eject_max_s + options.config.busy_pause_max_s:
-            return "L4 not every node is forgiven yet"
+        forgiven_s = options.config.eject_max_s + options.config.busy_pause_max_s
+        kept_s = max(options.keep_alive_s, *fate.KEEP_ALIVES_S)  # so long a load may wait for a victim, even one that nobody wants any more
+        if self.now - self._healed_at < forgiven_s + kept_s:
+            return "L4 not every node is as good as new yet"
         if self._probing is None:
             self._probing = []
         else:

@@ -35,6 +35,11 @@ def _replace(router: Any, handle: Callable[[Callable[..., list[Effect]], Event, 
     router.handle = lambda event, *, now: handle(real, event, now)
 
 
+def _forget_clock(router: Any, clock: Any) -> None:
+    """The router never wakes for what is due of this."""
+    router._clocks = tuple(other for other in router._clocks if other is not clock)
+
+
 def leaks_the_lease_of_a_client_that_left(router: Any) -> None:
     real = router._dispatcher.release
 
@@ -69,12 +74,12 @@ def tries_again_after_the_first_byte(router: Any) -> None:
 
 
 def forgets_the_queue_when_it_sets_its_timer(router: Any) -> None:
-    router._queue.next_deadline = lambda: None
+    _forget_clock(router, router._queue)
     router._queue.due = lambda *, now: []
 
 
 def forgets_silent_agents_when_it_sets_its_timer(router: Any) -> None:
-    router._registry.next_deadline = lambda: None
+    _forget_clock(router, router._registry.deadlines)
     router._registry.expire = lambda *, now: []
 
 
@@ -170,7 +175,7 @@ def serves_the_last_one_first(router: Any) -> None:
 
 def never_ends_a_lease(router: Any) -> None:
     router._ledger.expire = lambda *, now: []
-    router._ledger.next_deadline = lambda: None
+    _forget_clock(router, router._ledger.deadlines)
 
 
 def gives_up_leases_too_early(router: Any) -> None:

@@ -69,7 +69,7 @@ def test_a_crash_shows_where(spoiled: Any, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_failure_without_a_file(spoiled: Any, capsys: pytest.CaptureFixture[str]) -> None:
     spoiled(leaks_the_lease_of_a_client_that_left)
-    assert command.main(["--seed", "0", "--steps", "1500", "--seeds", "3"]) == 129
+    assert command.main(["--seed", "0", "--steps", "1500", "--seeds", "50"]) == 129
     assert "written" not in capsys.readouterr().out
 
 

@@ -5,7 +5,10 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.simulation.actors import Alarm, Clock
+from core.events import RequestCame, Route
+from core.simulation.actors import Alarm, Clock, Connection
+from core.simulation.script import Ask
+from core.units import RequestId
 from tests.core.simulation.worlds import played
 
 
@@ -24,6 +27,14 @@ def test_a_true_clock_is_exact() -> None:
     clock = Clock(now=0.0)
     assert clock.local(now=12.345678) == 12.345678
     assert clock.when(12.345678) == 12.345678
+
+
+def test_a_connection_begins_open_with_nothing_under_way() -> None:
+    came = RequestCame(request_id=RequestId("r"), route=Route.CHAT, model="m")
+    connection = Connection("r/1", 3, Ask(request=0), came, via_gateway=True)
+    assert (connection.key, connection.node, connection.via_gateway) == ("r/1", 3, True)
+    assert not connection.client_closed
+    assert connection.arrives_up == connection.arrives_down == 0.0
 
 
 def test_an_alarm_rings_once_at_the_instant_set_last() -> None:

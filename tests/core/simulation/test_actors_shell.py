@@ -126,6 +126,17 @@ def test_a_request_that_comes_twice_comes_once() -> None:
     assert any(isinstance(effect, Refuse) and effect.status == 404 for _, effects in seen for effect in effects)
 
 
+def test_it_notes_nothing_of_an_answer_that_has_no_lease() -> None:
+    world = played([*asks(1, output_tokens=9000), (1e5, script.Leave(request=0))])
+    while not world.shell.servings or next(iter(world.shell.servings.values())).connection is None:
+        world.step()
+    serving = world.shell.servings[0]
+    assert serving.connection is not None
+    serving.lease = None
+    world.shell.heard(serving.connection, Answer(first=True))
+    assert not world.shell._heard
+
+
 def test_late_answers_of_a_closed_connection_are_not_heard() -> None:
     world = played([*asks(1, output_tokens=9000), (1e5, script.Leave(request=0))])
     while world.now < 8.0:

@@ -11,7 +11,7 @@ from tests.core.simulation.worlds import drawn
 
 SEEDS_MAX = 200
 STEPS = 1500
-QUICK_SEEDS = 40
+QUICK_SEEDS = 100
 
 
 def caught(spoil: Spoil, seeds: int) -> tuple[Verdict | None, list[Verdict]]:
