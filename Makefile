@@ -14,7 +14,7 @@ help:
 	@echo "make test    set up, check and test everything"
 	@echo "make check   the checks alone: lint, format, types, import rules, coverage of the core by module"
 	@echo "make bench   speed against plain nginx, in a few minutes; writes docs/performance.md"
-	@echo "make prove   the long and absolute measurements"
+	@echo "make prove   the long and absolute measurements (TRACES=dir: the public traces, for the tables of docs/routing.md)"
 	@echo "make clean   remove what the other targets made"
 
 run: $(VENV)/.stamp-run
@@ -39,6 +39,7 @@ bench: $(VENV)/.stamp-test debian-packages
 prove: $(VENV)/.stamp-test debian-packages
 	$(PY) -m tests.bench --long
 	$(PY) -m pytest -m prove
+	$(PY) -m tests.prove.routing_table $(if $(TRACES),--traces "$(TRACES)")
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist

@@ -34,7 +34,7 @@ WINDOWS: Final = 60
 
 UNSTABLE_FACTOR: Final = 1.3
 UNSTABLE_MIN_S: Final = 20.0
-"""A run is unstable when the mean wait grows by this factor from its second fifth to the third, and again to the last, to more than so long."""
+"""A run is unstable when the mean wait grows by this factor from the second fifth to the third, and on to the last, beyond so long."""
 
 POLL_S: Final = 0.2
 NO_LIMIT: Final = 1_000_000
@@ -209,20 +209,29 @@ def run_all(cells: Sequence[Cell], *, progress: Callable[[float], None], process
     workers = max(1, min(len(cells), processes or os.cpu_count() or 1))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(stop, told)) as pool:
         pending: dict[Future[Summary | None], int] = {pool.submit(_run_apart, number, cell): number for number, cell in enumerate(cells)}
-        while pending:
-            try:
-                ended, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        number, part = told.get_nowait()
-                        parts[number] = max(parts[number], part)
-                for future in ended:
-                    number = pending.pop(future)
-                    parts[number] = 1.0
-                    if (summary := future.result()) is not None and summary.requests:
-                        yield number, summary
-                progress(sum(parts))
-            except KeyboardInterrupt:
-                if stop.is_set():
-                    raise
-                stop.set()
+        try:
+            yield from _collected(pending, told, stop, parts, progress)
+        finally:
+            stop.set()
+
+
+def _collected(
+    pending: dict[Future[Summary | None], int], told: Any, stop: Any, parts: list[float], progress: Callable[[float], None]
+) -> Iterator[tuple[int, Summary]]:
+    while pending:
+        try:
+            ended, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    number, part = told.get_nowait()
+                    parts[number] = max(parts[number], part)
+            for future in ended:
+                number = pending.pop(future)
+                parts[number] = 1.0
+                if (summary := future.result()) is not None and summary.requests:
+                    yield number, summary
+            progress(sum(parts))
+        except KeyboardInterrupt:
+            if stop.is_set():
+                raise
+            stop.set()

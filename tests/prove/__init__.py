@@ -1,0 +1,1 @@
+"""Long and absolute measurements: `make prove` runs them, tests only try that they work."""
