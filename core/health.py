@@ -20,7 +20,7 @@ import msgspec
 
 from core.config import RouterConfig
 from core.events import Failure
-from core.units import AgentId, Instant, ModelKey, RequestId
+from core.units import NEVER, AgentId, Instant, ModelKey, RequestId
 
 
 class Fault(enum.Enum):
@@ -156,7 +156,7 @@ class Health:
         self._pauses: dict[AgentId, dict[ModelKey | None, _Pause]] = {}
         self._ejected: dict[AgentId, dict[ModelKey | None, Ejection]] = {}
         self._past: dict[AgentId, dict[ModelKey | None, _Past]] = {}
-        self.earliest: Instant | None = None
+        self.earliest = NEVER
         """When the next pause or ejection runs out: an attribute, for it is read with every event."""
 
     @property
@@ -254,19 +254,19 @@ class Health:
 
     def next_deadline(self) -> Instant | None:
         """When the next pause or ejection runs out."""
-        return self.earliest
+        return None if self.earliest == NEVER else self.earliest
 
     def woken(self, *, now: Instant) -> bool:
         """Whether a pause or an ejection has run out by `now`; it is reported once."""
-        if self.earliest is None or self.earliest > now:
+        if self.earliest > now:
             return False
         ends = [pause.until for pauses in self._pauses.values() for pause in pauses.values()]
         ends += [ejection.until for ejected in self._ejected.values() for ejection in ejected.values()]
-        self.earliest = min((until for until in ends if until > now), default=None)
+        self.earliest = min((until for until in ends if until > now), default=NEVER)
         return True
 
     def _wake_at(self, until: Instant) -> None:
-        if self.earliest is None or until < self.earliest:
+        if until < self.earliest:
             self.earliest = until
 
     def _pause(self, agent_id: AgentId, key: ModelKey | None, *, now: Instant) -> None:

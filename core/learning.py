@@ -107,17 +107,17 @@ class Speeds:
         self._nodes: dict[AgentId, _Scaled] = {}
         self._pairs: dict[AgentId, dict[ModelKey, _Pair]] = {}
         self._output: dict[ModelKey, float] = {}
-        self.known: dict[AgentId, dict[ModelKey, Rates]] = {}
+        self.known: dict[ModelKey, dict[AgentId, Rates]] = {}
         """What `rates` told, as long as it holds: for who asks so often that a call counts."""
 
     def rates(self, agent_id: AgentId, key: ModelKey, *, size_bytes: int, slots: int) -> Rates:
         """The rates of `key` on a node. Kept until something is learned that changes them, or `refresh`."""
-        of_node = self.known.get(agent_id)
-        if of_node is None:
-            of_node = self.known[agent_id] = {}
-        rates = of_node.get(key)
+        of_model = self.known.get(key)
+        if of_model is None:
+            of_model = self.known[key] = {}
+        rates = of_model.get(agent_id)
         if rates is None:
-            rates = of_node[key] = self._compute(agent_id, key, size_bytes or SIZE_DEFAULT_BYTES, slots)
+            rates = of_model[agent_id] = self._compute(agent_id, key, size_bytes or SIZE_DEFAULT_BYTES, slots)
         return rates
 
     def output_tokens(self, key: ModelKey) -> int:
@@ -127,7 +127,10 @@ class Speeds:
 
     def refresh(self, agent_id: AgentId) -> None:
         """A node's slots or models changed: compute its rates anew."""
-        self.known.pop(agent_id, None)
+        for of_model in self.known.values():
+            of_model.pop(agent_id, None)
+        for key in [key for key, of_model in self.known.items() if not of_model]:
+            del self.known[key]
 
     def forget(self, agent_id: AgentId) -> None:
         """The node is gone for good."""
@@ -171,7 +174,7 @@ class Speeds:
                     self._spread(agent_id, name, value * size)
             if pair.load_s is not None:
                 self._spread(agent_id, "load", size / max(pair.load_s - LOAD_FIXED_S, 0.1))
-            self.known.get(agent_id, {}).pop(key, None)
+            self.known.get(key, {}).pop(agent_id, None)
 
     def _learn_pair(self, agent_id: AgentId, pair: _Pair, sample: Sample, size: int) -> None:
         if sample.output_tokens > 0 and sample.decode_s > 0:

@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from core.errors import LocalError
-from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId
+from core.units import NEVER, AgentId, Instant, LeaseId, ModelKey, RequestId
 
 K = TypeVar("K", bound=Hashable)
 
@@ -27,7 +27,7 @@ class Expiry(Generic[K]):
 
     def __init__(self, ttl_s: float) -> None:
         self.ttl_s = ttl_s
-        self.earliest: Instant | None = None
+        self.earliest = NEVER
         """The earliest deadline: an attribute, for it is read with every event."""
         self._until: OrderedDict[K, Instant] = OrderedDict()
 
@@ -57,11 +57,11 @@ class Expiry(Generic[K]):
         """`key` is never due."""
         until = self._until
         if until.pop(key, None) == self.earliest:
-            self.earliest = next(iter(until.values())) if until else None
+            self.earliest = next(iter(until.values())) if until else NEVER
 
     def next_deadline(self) -> Instant | None:
         """The earliest deadline."""
-        return self.earliest
+        return None if self.earliest == NEVER else self.earliest
 
     def due(self, *, now: Instant) -> list[K]:
         """Take out what is due at `now`, the earliest first."""
@@ -72,7 +72,7 @@ class Expiry(Generic[K]):
                 break
             del self._until[key]
             taken.append(key)
-        self.earliest = next(iter(self._until.values())) if self._until else None
+        self.earliest = next(iter(self._until.values())) if self._until else NEVER
         return taken
 
 
@@ -154,7 +154,7 @@ class Ledger:
 
     def next_deadline(self) -> Instant | None:
         """When the next lease expires."""
-        return self._expiry.earliest
+        return self._expiry.next_deadline()
 
     @property
     def deadlines(self) -> Expiry[LeaseId]:

@@ -17,7 +17,7 @@ import msgspec
 
 from core.config import RouterConfig
 from core.errors import LocalError
-from core.units import Instant, Micros, RequestId
+from core.units import NEVER, Instant, Micros, RequestId
 
 
 class Place(msgspec.Struct, frozen=True, order=True):
@@ -45,7 +45,7 @@ class FairQueue:
         self._waiters: dict[RequestId, Waiter] = {}
         self._order: list[tuple[Place, RequestId]] = []
         self._deadlines: list[tuple[Instant, RequestId]] = []
-        self.earliest: Instant | None = None
+        self.earliest = NEVER
         """When the next one has waited long enough: an attribute, for it is read with every event."""
         self._clients: dict[str, int] = {}
         self._last_tag: dict[str, tuple[int, int]] = {}
@@ -101,7 +101,7 @@ class FairQueue:
             return None
         del self._order[bisect_left(self._order, (waiter.place, request_id))]
         del self._deadlines[bisect_left(self._deadlines, (waiter.deadline, request_id))]
-        self.earliest = self._deadlines[0][0] if self._deadlines else None
+        self.earliest = self._deadlines[0][0] if self._deadlines else NEVER
         left = self._clients[waiter.client] - 1
         if left:
             self._clients[waiter.client] = left
@@ -125,7 +125,7 @@ class FairQueue:
 
     def next_deadline(self) -> Instant | None:
         """When the next one has waited long enough."""
-        return self.earliest
+        return self._deadlines[0][0] if self._deadlines else None
 
     def check(self) -> None:
         """Recompute what is kept for speed (R11).

@@ -149,7 +149,7 @@ class Registry:
 
     def next_deadline(self) -> Instant | None:
         """When the next agent will have been silent for too long."""
-        return self._expiry.earliest
+        return self._expiry.next_deadline()
 
     def heard_until(self, agent_id: AgentId) -> Instant | None:
         """The instant at which the agent is offline unless it is heard before; None when it cannot be heard."""

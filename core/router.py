@@ -51,7 +51,7 @@ from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
 from core.requests import Phase, Request, begin, cloud_off, expected_output
 from core.scoring import Ask, strategy
-from core.units import AgentId, Instant, RequestId
+from core.units import NEVER, AgentId, Instant, RequestId
 from core.views import AgentView, EjectionView, Explanation, Statistics, WaitingView
 
 __all__ = ["AgentView", "Explanation", "Router", "Statistics", "WaitingView"]
@@ -156,12 +156,12 @@ class Router:
         return self._deadline
 
     def _earliest(self) -> Instant | None:
-        earliest = self._dispatcher.grace_until
-        for clock in self._clocks:
-            deadline = clock.earliest
-            if deadline is not None and (earliest is None or deadline < earliest):
-                earliest = deadline
-        return earliest
+        leases, answered, agents, queue, health = self._clocks
+        earliest = min(leases.earliest, answered.earliest, agents.earliest, queue.earliest, health.earliest)
+        grace = self._dispatcher.grace_until
+        if grace is not None and grace < earliest:
+            return grace
+        return None if earliest == NEVER else earliest
 
     # ------------------------------------------------------------ snapshots
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from core.config import RouterConfig
-from core.learning import Speeds
+from core.learning import Rates, Speeds
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ ROWS_MAX: Final = 8
 
 METRIC_SCALE: Final = 1000
 """`metrics` scores in thousandths, so that they are integers."""
+
+_NOTHING_KNOWN: Final[Mapping[AgentId, Rates]] = {}
 
 Row = tuple["Agent", int, int, int, int, int]
 """Node, score, and up to four parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
@@ -156,7 +158,7 @@ class Auto(Strategy):
         key, options, on, of_model, ahead = ask.key, ask.options, load.on, load.of_model, load.ahead
         if key is None or not ask.needs_slot:
             return self._light(ask, nodes, load)
-        known, input_tokens, output_tokens = self._speeds.known, ask.input_tokens, ask.output_tokens
+        known, input_tokens, output_tokens = self._speeds.known.get(key, _NOTHING_KNOWN), ask.input_tokens, ask.output_tokens
         rows: list[Row] = []
         best: Row | None = None
         best_open: Row | None = None
@@ -164,8 +166,7 @@ class Auto(Strategy):
         """Score of `best_open`, which is never below that of `best`."""
         for node in nodes:
             node_id, inventory = node.id, node.inventory
-            of_node = known.get(node_id)
-            rates = None if of_node is None else of_node.get(key)
+            rates = known.get(node_id)
             if rates is None:
                 rates = self._speeds.rates(node_id, key, size_bytes=inventory.installed[key].size_bytes, slots=node.slots)
             work = rates.overhead_us + (input_tokens * rates.prefill_ns + output_tokens * rates.decode_ns) // 1000 + 1

@@ -4,6 +4,7 @@ Decides nothing. Two times exist and never mix: `Instant` is monotonic and order
 and appears only in messages and history. Scores are integers (`Micros`), so that two machines always agree on them.
 """
 
+from math import inf
 from typing import TYPE_CHECKING, Final, NewType
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ else:  # a call of a NewType is a call of a Python function, and these are made 
     RequestId = str
     LeaseId = str
     ModelKey = str
+
+NEVER: Final = Instant(inf)
+"""Later than everything: the deadline of what has none."""
 
 MICROS_PER_S: Final = 1_000_000
 MIB: Final = 1 << 20

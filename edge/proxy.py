@@ -118,39 +118,35 @@ class Proxy:
                 facts = inspect_ordinary(route, body.data)
             if facts is None:
                 facts = await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
-            await self._serve(conn, head, route, body, facts)
+            request_id = self._new_id()
+            one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
+            self._live[request_id] = one
+            settled: Settled | None = None
+            try:
+                self._decider.apply(
+                    RequestCame(
+                        request_id=request_id,
+                        route=route,
+                        model=facts.model,
+                        client=self._client_of(conn, head),
+                        stream=facts.stream,
+                        runner_options=facts.runner_options,
+                        input_tokens=facts.input_tokens,
+                        output_limit=facts.output_limit,
+                        constrained=facts.constrained,
+                        load_only=facts.load_only,
+                        unload=facts.unload,
+                    )
+                )
+                settled = await one.run()
+            finally:
+                del self._live[request_id]
+                if settled is None:
+                    settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
+                self._decider.apply(settled)
+                self._decider.close_desk(request_id)
         finally:
             body.close()
-
-    async def _serve(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, facts: BodyFacts) -> None:
-        decider = self._decider
-        request_id = self._new_id()
-        desk = decider.open_desk(request_id)
-        one = self._live[request_id] = _One(self, conn, head, route, body, facts.stream, desk)
-        settled: Settled | None = None
-        try:
-            decider.apply(
-                RequestCame(
-                    request_id=request_id,
-                    route=route,
-                    model=facts.model,
-                    client=self._client_of(conn, head),
-                    stream=facts.stream,
-                    runner_options=facts.runner_options,
-                    input_tokens=facts.input_tokens,
-                    output_limit=facts.output_limit,
-                    constrained=facts.constrained,
-                    load_only=facts.load_only,
-                    unload=facts.unload,
-                )
-            )
-            settled = await one.run()
-        finally:
-            del self._live[request_id]
-            if settled is None:
-                settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
-            decider.apply(settled)
-            decider.close_desk(request_id)
 
 
 class _One:
