@@ -5,6 +5,7 @@ would mean that the oracle does not see what it is there for.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from core.config import RouterConfig
@@ -13,7 +14,7 @@ from core.lifecycle import AgentState
 from core.queue import FairQueue, Place
 from core.requests import Phase
 from core.router import Router
-from core.units import Instant
+from core.units import NEVER, Instant
 
 Spoil = Callable[[Router], None]
 
@@ -37,7 +38,7 @@ def _replace(router: Any, handle: Callable[[Callable[..., list[Effect]], Event, 
 
 def _forget_clock(router: Any, clock: Any) -> None:
     """The router never wakes for what is due of this."""
-    router._clocks = tuple(other for other in router._clocks if other is not clock)
+    router._clocks = tuple(SimpleNamespace(earliest=NEVER) if other is clock else other for other in router._clocks)
 
 
 def leaks_the_lease_of_a_client_that_left(router: Any) -> None:
