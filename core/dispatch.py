@@ -74,7 +74,8 @@ class Dispatcher:
         """Eviction barriers: nodes that are to get rid of these models, once idle, for somebody who waits. Such a node gets no new
         request for them. Raised anew in each look, in the queue's order: none outlives the request that needs it."""
         self.stirred = False
-        """Whether somebody may have left who needed a barrier."""
+        """Whether others should be looked at: somebody may have left who needed a barrier, or a model that others wait for is loaded
+        beside another one."""
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
         self.queue = FairQueue(config)
@@ -360,6 +361,7 @@ class Dispatcher:
             request.alone = not inventory.loading
             size = inventory.installed[key].size_bytes
             load_us = self._speeds.rates(agent.id, key, size_bytes=size, slots=agent.slots).load_us
+            self.stirred = self.stirred or bool(inventory.loading)  # who waits for this model may go with it now
             inventory.loading[key] = Loading(now, load_us / MICROS_PER_S)
             effects.append(Count(name="loads_total", labels={"agent": agent.name}))
 

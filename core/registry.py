@@ -272,7 +272,8 @@ class Registry:
             return [_unknown(AgentId(heartbeat.agent_id))]
         self._clock = (now, event.now_unix)
         if agent.state is AgentState.PENDING:
-            self._heard(agent, now=now)
+            if heartbeat.boot >= agent.boot:
+                self._heard(agent, now=now)
             return [Accepted(agent_id=agent.id, status="pending")]
         report = (heartbeat.boot, heartbeat.sequence)
         if report != (0, 0) and (report <= agent.last_report or heartbeat.boot < agent.boot):

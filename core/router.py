@@ -422,10 +422,11 @@ class Router:
             for agent_id, reason in changes.lost:
                 effects += [Cut(request_id=held.request_id, reason=reason) for held in self._ledger.on(agent_id)]
             self._look = self._look or changes.touched
-        if self._look:
+        while self._look:  # who is sent or answered in a look may make another one worth while; each time somebody fewer waits
             self._look = False
             if len(self._queue):
                 self._dispatcher.look(effects, now=now)
+                self._look, self._dispatcher.stirred = self._dispatcher.stirred, False
 
     # ------------------------------------------------------------ the rest
 

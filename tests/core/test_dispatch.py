@@ -583,3 +583,12 @@ def test_an_agent_that_drains_is_out_when_its_last_request_ends() -> None:
     assert world.state(AgentId("box")) == "draining"
     world.settle("r")
     assert world.state(AgentId("box")) == "held"
+
+
+def test_who_waits_for_a_load_goes_as_soon_as_somebody_else_has_the_model_loaded() -> None:
+    world = World()
+    world.backend("node", "m", "other", slots=4)
+    one(world.ask("first", "other"), Forward)
+    assert "loading another model" in one(world.ask("second"), Wait).why
+    sent = [effect.request_id for effect in of(world.ask("load", load_only=True), Forward)]
+    assert sent == ["load", "second"]

@@ -110,6 +110,10 @@ def test_a_stranger_that_boots_anew_is_known_by_its_newest_run() -> None:
     office.register(registration(boot=6, ollama_version="0.0.1"), trusted=False)
     assert (agent.boot, agent.last_report, agent.last_heard) == (7, (7, -1), heard)
     assert agent.ollama_version != "0.0.1"
+    office.beat(agent.id, boot=6, sequence=9)
+    assert agent.last_heard == heard
+    office.beat(agent.id, boot=7, sequence=1)
+    assert agent.last_heard == office.at()
 
 
 def test_the_same_run_registering_again_brings_an_offline_agent_back_to_initializing() -> None:

@@ -56,9 +56,9 @@ def test_the_first_few_wait_for_the_warm_node(told: dict[str, Told]) -> None:
     assert story.ttft_s(100) < 8.0
 
 
-def test_the_third_client_waits_for_a_bounded_time_once_the_traffic_ends(told: dict[str, Told]) -> None:
-    """Today it waits among the others' requests; with an eviction barrier it will wait for what was in flight and the load alone."""
-    assert scenarios.waited_for_the_other_model(told["victim_of_a_cold_load"]) < 60.0
+def test_the_third_client_does_not_wait_until_the_traffic_ends(told: dict[str, Told]) -> None:
+    """The figure is in the table: alone, an Ollama lets it wait until the traffic ends."""
+    assert scenarios.waited_for_the_other_model(told["victim_of_a_cold_load"]) < 30.0
 
 
 def test_two_context_lengths_cost_a_load_each_at_most(told: dict[str, Told]) -> None:
