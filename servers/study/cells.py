@@ -39,12 +39,15 @@ UNSTABLE_MIN_S: Final = 20.0
 POLL_S: Final = 0.2
 NO_LIMIT: Final = 1_000_000
 WITH_ADVICE: Final = "auto+advice"
-"""`auto` with the models of the placement plan preloaded."""
+"""`auto` with the models of the placement plan preloaded, once; then it loads what it likes."""
+
+WITH_PLAN: Final = "auto+plan"
+"""`auto` among the nodes that the plan names for a model, where it was preloaded: nothing is ever loaded elsewhere."""
 
 
 def all_strategies() -> tuple[str, ...]:
     """Names of strategies: the router's own, then the simple rules that it does not have."""
-    own = (*STRATEGIES, WITH_ADVICE)
+    own = (*STRATEGIES, WITH_ADVICE, WITH_PLAN)
     return (*own, *(name for name in rules() if name not in own))
 
 
@@ -104,24 +107,27 @@ def run(cell: Cell, progress: Callable[[int, int], bool] | None = None) -> Summa
         poisson=cell.poisson,
         jitter_s=cell.trace.jitter_s(),
     )
-    preloaded: dict[int, list[str]] = {}
-    if cell.strategy == WITH_ADVICE:
-        index_of = {node.name: index for index, node in enumerate(cell.fleet)}
+    fleet, preloaded = cell.fleet, {}
+    if cell.strategy in (WITH_ADVICE, WITH_PLAN):
+        planned: dict[str, list[str]] = {node.name: [] for node in fleet}
         for placed in plan_of(cell).placed:
-            preloaded.setdefault(index_of[placed.node], []).append(placed.model)
-    figures = Study(cell.fleet, requests, lambda: _dispatcher(cell, dice), preloaded=preloaded).run(progress)
+            planned[placed.node].append(placed.model)
+        preloaded = {index: planned[node.name] for index, node in enumerate(fleet)}
+        if cell.strategy == WITH_PLAN:
+            fleet = tuple(msgspec.structs.replace(node, models={name: node.models[name] for name in planned[node.name]}) for node in fleet)
+    figures = Study(fleet, requests, lambda: _dispatcher(cell, fleet, dice), preloaded=preloaded).run(progress)
     return _summary(cell, figures, complete=len(figures.outcomes) == len(requests))
 
 
-def _dispatcher(cell: Cell, dice: Prng) -> Dispatcher:
-    own = "auto" if cell.strategy == WITH_ADVICE else cell.strategy
+def _dispatcher(cell: Cell, fleet: Sequence[NodeSpec], dice: Prng) -> Dispatcher:
+    own = "auto" if cell.strategy in (WITH_ADVICE, WITH_PLAN) else cell.strategy
     if own not in STRATEGIES:
-        return RuleDispatcher(rules()[own](), cell.fleet, dice.split("choices"))
+        return RuleDispatcher(rules()[own](), fleet, dice.split("choices"))
     if cell.limits:
         config = RouterConfig(strategy=own)
     else:
         config = RouterConfig(strategy=own, queue_max=NO_LIMIT, queue_per_client=NO_LIMIT, queue_timeout_s=1e9)
-    return RouterDispatcher(config, cell.fleet, with_metrics=own == "metrics")
+    return RouterDispatcher(config, fleet, with_metrics=own == "metrics")
 
 
 def _summary(cell: Cell, figures: Figures, *, complete: bool) -> Summary:

@@ -51,7 +51,8 @@ def _strategies(context: click.Context, parameter: click.Parameter, value: str) 
     show_default=True,
     callback=_strategies,
     help="Separated by commas: auto, metrics, least-busy and round-robin are the router itself; auto+advice preloads what "
-    "placement advice names; random, least-outstanding, p2c, warm+spill and lmetric-like are simple rules to compare with.",
+    "placement advice names, auto+plan also stays with it; random, least-outstanding, p2c, warm+spill "
+    "and lmetric-like are simple rules to compare with.",
 )
 @click.option(
     "--load", type=click.FloatRange(0, 2, min_open=True), help=f"Part of what the fleet can carry at most. [default: {LOAD_DEFAULT}]"
