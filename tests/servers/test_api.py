@@ -469,7 +469,8 @@ MANAGEMENT = [
     ("GET", "/api/agents"), ("GET", "/api/agents/x"), ("DELETE", "/api/agents/x"), ("PUT", "/api/agents/x/settings"),
     ("POST", "/api/agents/x/drain"), ("POST", "/api/agents/x/connect"), ("POST", "/api/agents/x/disconnect"),
     ("POST", "/api/agents/x/approve"), ("POST", "/api/agents/approve"), ("POST", "/api/agents/backends"), ("GET", "/api/agents/metrics"),
-    ("GET", "/api/metrics/summary"), ("POST", "/api/admin/join-tokens"), ("GET", "/api/queue"), ("GET", "/api/placement"), ("GET", "/api/requests/x/why"),
+    ("GET", "/api/metrics/summary"), ("POST", "/api/admin/join-tokens"), ("GET", "/api/queue"),
+    ("GET", "/api/placement"), ("GET", "/api/requests/x/why"),
     ("GET", "/metrics"),
 ]  # fmt: skip
 AGENTS_OWN = [("POST", "/api/health"), ("POST", "/api/agents/<agent_id>/metrics"), ("POST", "/api/agents")]
