@@ -8,9 +8,15 @@ from core.events import Count, Ending, Failure, Forward, PassOn, Refuse, Route, 
 from core.names import normalise
 from core.requests import BUSY_TEXT
 from core.units import AgentId
+from tests.core import test_displacement as barriers
 from tests.core.routing import Fleet, World, answer, node_of, of, one, registration, row, usage
 
 M = normalise("m")
+
+# The stories of the eviction barrier are this module's too.
+fleet = barriers.fleet
+test_a_cold_load_waits = barriers.test_a_cold_load_waits_behind_a_barrier_and_no_longer_than_what_was_in_flight
+test_a_second_cold_request_waits = barriers.test_a_second_cold_request_waits_for_the_first
 
 
 # ---------------------------------------------------------------- waiting as a choice

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from core.simulation.baselines import rules
 from core.simulation.hardware import GPUS, MODELS, model_timing, node_timing
-from core.simulation.node import NodeTiming
+from core.simulation.node import NodeTiming, Timing
 from core.simulation.prng import Prng
 from core.simulation.study import Figures, NodeSpec, Outcome, RuleDispatcher, Study, mixed_fleet
 from core.simulation.workload import Arrival
+from core.units import Instant
 
 NAMES = ("llama3.2:3b", "llama3.1:8b", "gemma3:12b", "qwen2.5:14b", "qwen2.5:32b")
 
@@ -108,3 +109,36 @@ def test_busy_spans_add_up_and_outcomes_know_when_they_came() -> None:
     figures = run("random")
     assert [sum(until - since for since, until in spans) for spans in figures.busy_spans] == figures.busy_s
     assert [outcome.at_s for outcome in figures.outcomes] == [arrival.at_s for arrival in workload()]
+
+
+def test_a_dispatcher_is_woken_at_its_deadline_and_may_have_models_unloaded() -> None:
+    """One that holds the second request back until a deadline, and has the first model unloaded before it."""
+    specs = fleet()
+
+    class Holds(RuleDispatcher):
+        due: Instant | None = None
+
+        def came(self, request: int, arrival: Arrival, *, now: Instant) -> Sequence[tuple[int, int]]:
+            if request == 0:
+                return [(0, 0)]
+            self.due = Instant(now + 50.0)
+            return ()
+
+        def tick(self, *, now: Instant) -> Sequence[tuple[int, int]]:
+            self.due = None
+            return [(1, 0)]
+
+        def next_deadline(self) -> Instant | None:
+            return self.due
+
+        def unload_before(self, request: int) -> Sequence[str]:
+            return (NAMES[0],) if request == 1 else ()
+
+        def finished(self, request: int, timing: Timing, *, now: Instant) -> Sequence[tuple[int, int]]:
+            return ()
+
+    asked = [Arrival(at_s=float(n), model=NAMES[0], input_tokens=10, output_tokens=5) for n in range(2)]
+    figures = Study(specs, asked, lambda: Holds(rules()["random"](), specs, Prng(1))).run()
+    assert figures.loads == 2, "the model was unloaded between the two"
+    assert figures.outcomes[1].ttft_s > 50.0
+    assert RuleDispatcher(rules()["random"](), specs, Prng(1)).unload_before(0) == ()

@@ -5,11 +5,12 @@ import math
 from core.config import RouterConfig
 from core.simulation.baselines import rules
 from core.simulation.hardware import GPUS, MODELS, model_timing, node_timing
-from core.simulation.node import NodeTiming
+from core.simulation.node import NodeTiming, Timing
 from core.simulation.prng import Prng
 from core.simulation.study import Figures, NodeSpec, RuleDispatcher, Study, mixed_fleet
 from core.simulation.study_router import BUSY_CPU_PERCENT, IDLE_CPU_PERCENT, RouterDispatcher
 from core.simulation.workload import Arrival
+from core.units import Instant
 
 NAMES = ("llama3.2:3b", "llama3.1:8b", "gemma3:12b", "qwen2.5:14b", "qwen2.5:32b")
 
@@ -106,3 +107,24 @@ def test_metrics_sees_synthetic_processors() -> None:
     figures, dispatcher = run(RouterConfig(strategy="metrics"), workload(60, gap_s=1.0), with_metrics=True)
     assert len(figures.outcomes) == 60
     assert {agent.cpu_usage for agent in dispatcher.router.agents()} <= {BUSY_CPU_PERCENT, IDLE_CPU_PERCENT}
+
+
+def test_what_a_load_pushes_out_is_unloaded_by_name_and_a_first_token_counts_once() -> None:
+    _, dispatcher = run(RouterConfig(), [], specs=fleet()[:1])
+    unloaded: list[str] = []
+    loaded: list[str] = []
+    for number, model in enumerate([*dispatcher._fleet[0].models] * 2):
+        now = Instant(number * 100.0)
+        dispatcher.polled(0, loaded, 0, now=now)
+        arrival = Arrival(at_s=now, model=model, input_tokens=5, output_tokens=5, client="c")
+        ((request, node),) = dispatcher.came(number, arrival, now=now)
+        unloaded += dispatcher.unload_before(request)
+        assert [dispatcher.first_token(request, now=now) for _ in range(2)] == [[], []]
+        end = Timing(
+            came=now, obtained=now, started=now, first=now, finished=Instant(now + 1.0), prompt_tokens=5, cached_tokens=0, output_tokens=5
+        )
+        dispatcher.finished(request, end, now=Instant(now + 1.0))
+        loaded = [model]
+        assert node == 0
+    assert unloaded
+    assert set(unloaded) <= set(dispatcher._fleet[0].models)
