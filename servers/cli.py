@@ -10,25 +10,18 @@ import signal
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
-import httpx
 import trio
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from core.errors import ConfigError
 from servers import log, settings, up
 from servers.coordinator import Coordinator
 from servers.listen import CannotListen
+from servers.remote import Remote, plain, print_table, remote_options, shown
 from servers.study.command import simulate
-from servers.tokens import ADMIN_TOKEN_FILE
-
-CALL_LIMIT_S: Final = 30.0
-PIPE_WIDTH: Final = 240
-LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "::1")
 
 
 def _version() -> str:
@@ -150,94 +143,23 @@ def _fail(text: str, *, status: int) -> None:
 # ---------------------------------------------------------------- asking a running coordinator
 
 
-class _Remote:
-    """A running coordinator, as the commands below see it."""
-
-    def __init__(self, url: str | None, token: str | None) -> None:
-        try:
-            chosen = settings.load(os.environ)
-        except ConfigError as error:
-            raise click.ClickException(str(error)) from None
-        self.url = (url or f"http://127.0.0.1:{chosen.port}").rstrip("/")
-        self._token_file = chosen.data_dir / ADMIN_TOKEN_FILE
-        self._token = token or chosen.admin_token
-
-    def admin_token(self) -> str | None:
-        """As given, else from the data directory; the file's is shown to nobody but this machine."""
-        if self._token is None and httpx.URL(self.url).host in LOOPBACK_HOSTS:
-            try:
-                self._token = self._token_file.read_text("ascii").strip() or None
-            except (OSError, UnicodeDecodeError):
-                pass
-        return self._token
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The answer's JSON, None when it has none. Raises ClickException with the coordinator's own words."""
-        token = self.admin_token()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            with httpx.Client(timeout=CALL_LIMIT_S, trust_env=False) as client:
-                answer = client.request(method, self.url + path, json=body, headers=headers)
-            if answer.is_success:
-                return answer.json() if answer.content else None
-            problem = answer.json()["error"]
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise click.ClickException(f"no router answers at {self.url} ({error}); give another address with --url") from None
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"what answers at {self.url} is not this router; give another address with --url") from None
-        raise click.ClickException(str(problem))
-
-    def agent_id(self, named: str) -> str:
-        """The id of the agent with this id or name."""
-        agents = self.call("GET", "/api/agents")
-        found = [agent["id"] for agent in agents if named in (agent["id"], agent["name"])]
-        if not found:
-            known = ", ".join(agent["name"] for agent in agents) or "none"
-            raise click.ClickException(f"there is no agent {named!r} (known: {known})")
-        return str(found[0])
-
-
-def _print(table: Table) -> None:
-    """To a terminal as it fits, to a file or pipe in full."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
-    console.print(table)
-
-
-def _shown(value: object) -> str:
-    """`value` for a terminal: nodes name themselves, and a name may try to be an escape sequence or markup."""
-    return escape(_plain(value))
-
-
-def _plain(value: object) -> str:
-    """`value` without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
-
-
-def _remote_options(command: Callable[..., None]) -> Callable[..., None]:
-    url = click.option("--url", envvar="ROUTER_URL", help="The coordinator's URL; by default this machine's.")
-    token = click.option("--token", help="Admin token; by default ROUTER_ADMIN_TOKEN, or the one in the data directory.")
-    return url(token(command))
-
-
 @main.command()
-@_remote_options
+@remote_options
 def status(url: str | None, token: str | None) -> None:
     """Show how the fleet is doing."""
-    remote = _Remote(url, token)
+    remote = Remote(url, token)
     summary = remote.call("GET", "/api/metrics/summary")
     table = Table("", remote.url, show_header=True, box=None)
     for name, value in summary.items():
         table.add_row(name.replace("_", " "), "–" if value is None else str(value))
-    _print(table)
+    print_table(table)
 
 
 @main.command()
-@_remote_options
+@remote_options
 def placement(url: str | None, token: str | None) -> None:
     """Show which model should be warm where, for what is asked now."""
-    plan = _Remote(url, token).call("GET", "/api/placement")
+    plan = Remote(url, token).call("GET", "/api/placement")
     if not plan["rates_per_s"]:
         click.echo("Nothing was asked for yet: there is nothing to place.")
         return
@@ -245,16 +167,16 @@ def placement(url: str | None, token: str | None) -> None:
     for placed in plan["placed"]:
         loaded = "yes" if placed["loaded"] else "no"
         numbers = f"{placed['share']:.0%}", f"{placed['time_share']:.0%}"
-        table.add_row(*map(_shown, (placed["node"], placed["model"], *numbers, loaded, placed["why"])))
-    _print(table)
+        table.add_row(*map(shown, (placed["node"], placed["model"], *numbers, loaded, placed["why"])))
+    print_table(table)
     for unload in plan["unloads"]:
-        click.echo(f"{_plain(unload['model'])} should leave {_plain(unload['node'])} to make room.")
+        click.echo(f"{plain(unload['model'])} should leave {plain(unload['node'])} to make room.")
     for unheld in plan["unheld"]:
-        click.echo(f"{_plain(unheld['model'])} ({unheld['rate_per_s']:.3g} requests/s) stays cold: {unheld['why']}.")
+        click.echo(f"{plain(unheld['model'])} ({unheld['rate_per_s']:.3g} requests/s) stays cold: {unheld['why']}.")
     if plan["placed"]:
         click.echo(f"Asked: {plan['rate_per_s']:.3g} requests/s; with these warm the fleet carries {plan['capacity_per_s']:.3g}.")
     if plan["memory_guessed"]:
-        click.echo(f"The memory of {_plain(', '.join(plan['memory_guessed']))} is not known: what was seen in it counts.")
+        click.echo(f"The memory of {plain(', '.join(plan['memory_guessed']))} is not known: what was seen in it counts.")
 
 
 main.add_command(simulate)
@@ -266,32 +188,32 @@ def agents() -> None:
 
 
 @agents.command("list")
-@_remote_options
+@remote_options
 def list_agents(url: str | None, token: str | None) -> None:
     """List all nodes."""
     table = Table(box=None)
     for title in ("name", "state", "address", "version", "slots", "in flight", "models", "loaded"):
         table.add_column(title, no_wrap=title in ("name", "state", "address"))
     table.add_column("why not ready", overflow="fold")
-    for agent in _Remote(url, token).call("GET", "/api/agents"):
+    for agent in Remote(url, token).call("GET", "/api/agents"):
         state = f"{agent['state']} ({agent['code']})" if agent.get("code") else agent["state"]
         port = agent["agent_api_port"] or agent["ollama_port"]
         table.add_row(
             *map(
-                _shown,
+                shown,
                 (agent["name"], state, f"{agent['ip_address']}:{port}", agent["ollama_version"], agent["slots"], agent["in_flight"],
                  len(agent["installed_models"]), ", ".join(agent["loaded_models"]), "" if agent["state"] == "ready" else agent["detail"]),
             )
         )  # fmt: skip
-    _print(table)
+    print_table(table)
 
 
 @agents.command()
 @click.argument("code")
-@_remote_options
+@remote_options
 def approve(code: str, url: str | None, token: str | None) -> None:
     """Let the waiting agent with this CODE in."""
-    agent = _Remote(url, token).call("POST", "/api/agents/approve", {"code": code})
+    agent = Remote(url, token).call("POST", "/api/agents/approve", {"code": code})
     click.echo(f"{agent['name']} is approved.")
 
 
@@ -299,10 +221,10 @@ def approve(code: str, url: str | None, token: str | None) -> None:
 @click.argument("node_url")
 @click.option("--name", help="What to call it.")
 @click.option("--slots", type=click.IntRange(1, settings.SLOTS_MAX), help="Its OLLAMA_NUM_PARALLEL.")
-@_remote_options
+@remote_options
 def add(node_url: str, name: str | None, slots: int | None, url: str | None, token: str | None) -> None:
     """Add the Ollama at NODE_URL, without an agent."""
-    agent = _Remote(url, token).call("POST", "/api/agents/backends", {"url": node_url, "name": name, "slots": slots})
+    agent = Remote(url, token).call("POST", "/api/agents/backends", {"url": node_url, "name": name, "slots": slots})
     click.echo(f"{agent['name']} is added.")
 
 
@@ -311,9 +233,9 @@ def _command(name: str, method: str, path: str, done: str, about: str) -> None:
 
     @agents.command(name, help=about)
     @click.argument("agent")
-    @_remote_options
+    @remote_options
     def command(agent: str, url: str | None, token: str | None) -> None:
-        remote = _Remote(url, token)
+        remote = Remote(url, token)
         remote.call(method, f"/api/agents/{remote.agent_id(agent)}{path}")
         click.echo(f"{agent} {done}.")
 
@@ -332,17 +254,17 @@ def token() -> None:
 @token.command("admin")
 def admin_token() -> None:
     """Print the admin token of this machine's coordinator."""
-    found = _Remote(None, None).admin_token()
+    found = Remote(None, None).admin_token()
     if found is None:
         raise click.ClickException("there is no admin token yet: it is made at the coordinator's first start")
     click.echo(found)
 
 
 @token.command("join")
-@_remote_options
+@remote_options
 def join_token(url: str | None, token: str | None) -> None:
     """Make a token with which agents may join for 24 hours."""
-    made = _Remote(url, token).call("POST", "/api/admin/join-tokens")
+    made = Remote(url, token).call("POST", "/api/admin/join-tokens")
     click.echo(made["token"])
     click.echo(f"Start agents with ROUTER_JOIN_TOKEN set to it, until {made['expires_at']}.", err=True)
 

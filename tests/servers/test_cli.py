@@ -78,7 +78,7 @@ def test_placement_is_shown_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         "unheld": [{"model": "huge", "rate_per_s": 0.25, "why": "no node has it on disk"}],
         "rate_per_s": 1.5, "capacity_per_s": 4.0, "rates_per_s": {"m": 1.5}, "memory_guessed": ["big", "small"],
     }  # fmt: skip
-    monkeypatch.setattr("servers.cli._Remote.call", lambda *_: plan)
+    monkeypatch.setattr("servers.remote.Remote.call", lambda *_: plan)
     output = CliRunner().invoke(main, ["placement"]).output
     for text in (
         "big[red]",

@@ -1,0 +1,95 @@
+"""A running coordinator as the commands see it, and how they print what it says.
+
+Decides where it is and with which token it is asked; knows no command. Invariants: what a node says of itself reaches a terminal without
+escapes or markup; an error is the coordinator's own sentence.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+import httpx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core.errors import ConfigError
+from servers import settings
+from servers.tokens import ADMIN_TOKEN_FILE
+
+CALL_LIMIT_S: Final = 30.0
+PIPE_WIDTH: Final = 240
+LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "::1")
+
+
+class Remote:
+    """A running coordinator, as the commands below see it."""
+
+    def __init__(self, url: str | None, token: str | None) -> None:
+        try:
+            chosen = settings.load(os.environ)
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
+        self.url = (url or f"http://127.0.0.1:{chosen.port}").rstrip("/")
+        self._token_file = chosen.data_dir / ADMIN_TOKEN_FILE
+        self._token = token or chosen.admin_token
+
+    def admin_token(self) -> str | None:
+        """As given, else from the data directory; the file's is shown to nobody but this machine."""
+        if self._token is None and httpx.URL(self.url).host in LOOPBACK_HOSTS:
+            try:
+                self._token = self._token_file.read_text("ascii").strip() or None
+            except (OSError, UnicodeDecodeError):
+                pass
+        return self._token
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer's JSON, None when it has none. Raises ClickException with the coordinator's own words."""
+        token = self.admin_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            with httpx.Client(timeout=CALL_LIMIT_S, trust_env=False) as client:
+                answer = client.request(method, self.url + path, json=body, headers=headers)
+            if answer.is_success:
+                return answer.json() if answer.content else None
+            problem = answer.json()["error"]
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise click.ClickException(f"no router answers at {self.url} ({error}); give another address with --url") from None
+        except (ValueError, KeyError, TypeError):
+            raise click.ClickException(f"what answers at {self.url} is not this router; give another address with --url") from None
+        raise click.ClickException(str(problem))
+
+    def agent_id(self, named: str) -> str:
+        """The id of the agent with this id or name."""
+        agents = self.call("GET", "/api/agents")
+        found = [agent["id"] for agent in agents if named in (agent["id"], agent["name"])]
+        if not found:
+            known = ", ".join(agent["name"] for agent in agents) or "none"
+            raise click.ClickException(f"there is no agent {named!r} (known: {known})")
+        return str(found[0])
+
+
+def print_table(table: Table) -> None:
+    """To a terminal as it fits, to a file or pipe in full."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(table)
+
+
+def shown(value: object) -> str:
+    """`value` for a terminal: nodes name themselves, and a name may try to be an escape sequence or markup."""
+    return escape(plain(value))
+
+
+def plain(value: object) -> str:
+    """`value` without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+def remote_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options `--url` and `--token`, as every command that asks a coordinator takes them."""
+    url = click.option("--url", envvar="ROUTER_URL", help="The coordinator's URL; by default this machine's.")
+    token = click.option("--token", help="Admin token; by default ROUTER_ADMIN_TOKEN, or the one in the data directory.")
+    return url(token(command))
