@@ -30,8 +30,9 @@ from core.errors import ConfigError
 from core.events import Failure, Route, Upstream
 from core.units import GIB, MIB
 from edge.body import Body, BodyBudget, read_body
+from edge.denied import Denied
 from edge.headers import error_response, request_head, response_head, safe_value, simple_response
-from edge.listener import Denied, Listener, bind
+from edge.listener import Listener, bind
 from edge.pool import DialFailed, Pool
 from edge.relay import FAILURE_HEADER, Failed, Good, open_answer, pour
 from edge.web import WebPass

@@ -243,6 +243,8 @@ class BodyFacts(msgspec.Struct, frozen=True, kw_only=True):
     constrained: bool = False
     load_only: bool = False
     unload: bool = False
+    named_once: bool = True
+    """The body says in one place only which model it means, so that everybody reads the same one."""
 
 
 # Keys whose bytes are the prompt, so far as a count of tokens is concerned.
@@ -428,8 +430,11 @@ def _facts(route: Route, members: list[Member]) -> BodyFacts:
     last: dict[str, Member] = {}
     options: dict[str, bytes] = {}
     problem: str | None = None
+    names = 0
     for member in members:
         name, raw, first = member.name, member.raw, member.first
+        if name == "model" or (name == "name" and route is Route.SHOW):
+            names += 1
         if first == 0x6E:
             if name == "options":
                 options = {}
@@ -462,6 +467,7 @@ def _facts(route: Route, members: list[Member]) -> BodyFacts:
         constrained=_constrained(native, last),
         load_only=load_only,
         unload=load_only and route in (Route.CHAT, Route.GENERATE) and _is_zero(last.get("keep_alive")),
+        named_once=names <= 1,
     )
 
 

@@ -12,7 +12,6 @@ import errno
 import posixpath
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Final
 from typing import Protocol as Interface
@@ -22,6 +21,7 @@ import trio
 from trio.lowlevel import wait_readable
 
 from core.events import Protocol, Route
+from edge.denied import Denied
 from edge.headers import error_response, simple_response
 from edge.wire import DEFAULT_LIMITS, ClientConnection, ClientGone, HttpError, Limits, RequestHead
 from edge.wire_heads import Header
@@ -66,15 +66,6 @@ def clean_path(path: str) -> str:
         return path
     clean = posixpath.normpath("/" + path.lstrip("/"))
     return clean + "/" if path.endswith("/") and clean != "/" else clean
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Denied:
-    """Why the gate does not let a request pass."""
-
-    status: int
-    text: str
-    headers: tuple[Header, ...] = ()
 
 
 Gate = Callable[[ClientConnection, RequestHead], Denied | None]
@@ -248,7 +239,7 @@ class Listener:
                     if denied is None:
                         await self._proxy.serve(conn, head, route)
                     else:
-                        await self._deny(conn, protocol, denied)
+                        await conn.send(denied.response(protocol, self._new_id(), keep_alive=not conn.must_close))
                 elif not await self._answer_odd(conn, head):
                     await self._web.serve(conn, head)
                 await conn.finish_body()
@@ -267,18 +258,6 @@ class Listener:
         conn.must_close = True
         if not conn.answered:
             await conn.send(error_response(status, text, protocol=protocol, request_id=self._new_id(), keep_alive=False))
-
-    async def _deny(self, conn: ClientConnection, protocol: Protocol, denied: Denied) -> None:
-        await conn.send(
-            error_response(
-                denied.status,
-                denied.text,
-                protocol=protocol,
-                request_id=self._new_id(),
-                keep_alive=not conn.must_close,
-                extra=denied.headers,
-            )
-        )
 
     async def _answer_odd(self, conn: ClientConnection, head: RequestHead) -> bool:
         """Answer what Ollama's mux answers before any handler; False: it is none of that."""

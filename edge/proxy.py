@@ -9,6 +9,7 @@ properly for the client.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+from typing import Protocol as Interface
 
 import trio
 
@@ -30,6 +31,7 @@ from core.events import (
 )
 from core.units import AgentId, RequestId
 from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordinary, read_body
+from edge.denied import Denied
 from edge.desk import Decider, Desk
 from edge.headers import answer_head, error_body, own_request, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
@@ -49,7 +51,20 @@ _ERROR: Final = Ending.ERROR
 UNLOAD_WITHIN_S: Final = 2.0
 """Ollama answers an unload at once, before it is done."""
 
+KEYED: Final = "key:"
+"""How the names of clients begin about which there may be rules (`JudgeModel`)."""
+
 CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
+
+
+class JudgeModel(Interface):
+    """Whether a client may reach the model that the node will see."""
+
+    def __call__(self, client: str, model: str | None, /, *, told_once: bool) -> Denied | None: ...
+
+
+def _open_to_all(_client: str, _model: str | None, /, *, told_once: bool) -> Denied | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +89,7 @@ class Proxy:
         new_id: Callable[[], RequestId],
         credential_of: Callable[[AgentId], bytes | None],
         client_of: Callable[[ClientConnection, RequestHead], str] = lambda conn, _: conn.peer_host,
+        judge_model: JudgeModel = _open_to_all,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._decider = decider
@@ -83,6 +99,7 @@ class Proxy:
         self._new_id = new_id
         self._credential_of = credential_of
         self._client_of = client_of
+        self._judge_model = judge_model
         self._clock = clock
         self._live: dict[RequestId, _One] = {}
 
@@ -119,6 +136,10 @@ class Proxy:
             if facts is None:
                 facts = await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
             request_id = self._new_id()
+            client = self._client_of(conn, head)
+            if client.startswith(KEYED) and (denied := self._judge_model(client, facts.model, told_once=facts.named_once)) is not None:
+                await conn.send(denied.response(route.protocol, request_id, keep_alive=not conn.must_close))
+                return
             one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
             self._live[request_id] = one
             settled: Settled | None = None
@@ -128,7 +149,7 @@ class Proxy:
                         request_id=request_id,
                         route=route,
                         model=facts.model,
-                        client=self._client_of(conn, head),
+                        client=client,
                         stream=facts.stream,
                         runner_options=facts.runner_options,
                         input_tokens=facts.input_tokens,

@@ -14,8 +14,10 @@ from typing import Final
 import trio
 
 from core.errors import RemoteError
+from core.keys import INFERENCE, MANAGEMENT, Keys, Refusal
 from core.units import AgentId
-from edge.listener import Denied
+from edge.denied import Denied
+from edge.proxy import KEYED
 from edge.wire import ClientConnection, RequestHead
 from servers import clock
 from servers.peer import Address, own_names, owned_by_us, parse_address
@@ -47,6 +49,7 @@ ADMIN_NEEDED: Final = (
 )
 KEY_NEEDED: Final = "an API key is required: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
 KEY_WRONG: Final = "the API key is not valid"
+KEY_NOT_FOR_THIS: Final = "the API key has expired, or is not made for asking models: ask for another one"
 JOIN_NEEDED: Final = (
     "registering needs a join token: make one with 'ollama-router token join' on the coordinator "
     "and give it to the agent as ROUTER_JOIN_TOKEN"
@@ -99,6 +102,7 @@ class Access:
         tokens: Tokens,
         *,
         our_ports: Collection[int],
+        keys: Keys | None = None,
         owner_is_ours: Callable[[Address, int, Collection[int]], bool | None] = owned_by_us,
     ) -> None:
         self._mode = settings.auth
@@ -109,23 +113,39 @@ class Access:
         self._owner_is_ours = owner_is_ours
         self._own_names = own_names()
         self._near: dict[str, bool] = {}
+        self.keys = Keys() if keys is None else keys
 
     # ------------------------------------------------------------ the hot path: forwarded routes
 
     def gate(self, conn: ClientConnection, head: RequestHead) -> Denied | None:
-        """Whether this inference request may be served; None: it may."""
+        """Whether this inference request may be served; None: it may. A request with an API key is counted as one of the key's."""
+        fields = head.fields
+        if self.keys and (b"authorization" in fields or b"x-api-key" in fields):
+            key_id = self._key_of(fields)
+            if key_id is not None:
+                return self._admitted(key_id)
         if self._mode == "off" and not self._key_needed:
             return None
         near = self._near.get(conn.peer_host)
         if near is None:
             near = self._judge(conn.peer_host)
-        if near and not self._key_needed and FORWARDING.isdisjoint(head.fields):
+        if near and not self._key_needed and FORWARDING.isdisjoint(fields):
             return None
-        return self._inference(self.caller(conn.peer_host, conn.peer_port, head.fields))
+        return self._inference(self.caller(conn.peer_host, conn.peer_port, fields))
+
+    def judge_model(self, client: str, model: str | None, *, told_once: bool) -> Denied | None:
+        """Whether the rules about models of `client` (as `client_of` names it) let it reach `model`: the name that the node will see."""
+        if not client.startswith(KEYED):
+            return None
+        return _refused(self.keys.judge_model(client[len(KEYED) :], model, told_once=told_once))
 
     def client_of(self, conn: ClientConnection, head: RequestHead) -> str:
-        """The name under which a caller's requests queue: the user that a trusted proxy names, else the real client's address."""
+        """The name under which a caller's requests queue: its API key, else the user that a trusted proxy names, else its address."""
         fields = head.fields
+        if self.keys and (b"authorization" in fields or b"x-api-key" in fields):
+            key_id = self._key_of(fields)
+            if key_id is not None:
+                return KEYED + key_id
         if USER_HEADER in fields and self._is_trusted(parse_address(conn.peer_host)):
             return "user:" + fields[USER_HEADER][:CLIENT_NAME_MAX].decode("utf-8", "replace")
         if FORWARDING.isdisjoint(fields):
@@ -145,7 +165,19 @@ class Access:
             return None
         if caller.token is None:
             return _denied(KEY_NEEDED)
-        return None if self._tokens.is_admin(caller.token) else _denied(KEY_WRONG)
+        return None if self._tokens.is_admin(caller.token) or self._opens(caller.token, INFERENCE) else _denied(KEY_WRONG)
+
+    def _key_of(self, fields: Mapping[bytes, bytes]) -> str | None:
+        token = _token(fields)
+        return None if token is None else self._tokens.key_of(token)
+
+    def _admitted(self, key_id: str) -> Denied | None:
+        now = clock.unix_ms()
+        return _refused(self.keys.admit(key_id, now=now)) if self.keys.opens(key_id, INFERENCE, now=now) else _denied(KEY_NOT_FOR_THIS)
+
+    def _opens(self, token: str, scope: str) -> bool:
+        key_id = self._tokens.key_of(token)
+        return key_id is not None and self.keys.opens(key_id, scope, now=clock.unix_ms())
 
     # ------------------------------------------------------------ everything else
 
@@ -180,7 +212,7 @@ class Access:
         if self._mode == "off":
             return True
         if caller.token is not None:
-            if self._tokens.is_admin(caller.token):
+            if self._tokens.is_admin(caller.token) or self._opens(caller.token, MANAGEMENT):
                 return True
             if area is Area.AGENT and agent_id is not None and self._tokens.agent_of(caller.token) == agent_id:
                 return True
@@ -248,6 +280,16 @@ class Access:
 
 def _denied(text: str) -> Denied:
     return Denied(status=401, text=text, headers=((b"WWW-Authenticate", b"Bearer"),))
+
+
+def _refused(refusal: Refusal | None) -> Denied | None:
+    """What a key's refusal looks like on the wire."""
+    if refusal is None:
+        return None
+    if refusal.status == 401:
+        return _denied(refusal.text)
+    wait = refusal.retry_after_s
+    return Denied(status=refusal.status, text=refusal.text, headers=() if wait is None else ((b"Retry-After", b"%d" % wait),))
 
 
 def is_near(address: Address | None) -> bool:

@@ -21,6 +21,9 @@ JOIN_TOKENS_MAX: Final = 1000
 AGENT_TOKENS_MAX: Final = 10_000
 """More agents than the router holds; beyond it the oldest token is void and its agent registers again."""
 
+KEY_PREFIX: Final = "ork-"
+"""Of an API key's secret, so that a person and a scanner of leaked secrets know what it is."""
+
 ADMIN_TOKEN_FILE: Final = "admin-token"
 FLEET_SECRET_FILE: Final = "fleet-secret"
 
@@ -77,6 +80,7 @@ class Tokens:
         self._agent_of: dict[bytes, AgentId] = {}
         self._token_of: dict[AgentId, bytes] = {}
         self._credentials: dict[AgentId, bytes] = {}
+        self._key_of: dict[bytes, str] = {}
 
     @classmethod
     def from_files(cls, data_dir: Path, *, admin_token: str | None, join_token: str | None) -> "Tokens":
@@ -126,6 +130,22 @@ class Tokens:
     def is_own_agent(self, token: str) -> bool:
         """Whether `token` was made by `mint_own_agent_token`."""
         return self._own_agent is not None and hmac.compare_digest(_hashed(token), self._own_agent)
+
+    # ------------------------------------------------------------ API keys
+
+    def mint_key(self, key_id: str) -> str:
+        """The secret of a new API key."""
+        secret = KEY_PREFIX + clock.new_secret()
+        self._key_of[_hashed(secret)] = key_id
+        return secret
+
+    def key_of(self, token: str) -> str | None:
+        """The id of the API key whose secret this is. Looked up by its hash, so that the time taken tells nothing of the secret."""
+        return self._key_of.get(_hashed(token))
+
+    def forget_key(self, key_id: str) -> None:
+        """The key was removed."""
+        self._key_of = {digest: known for digest, known in self._key_of.items() if known != key_id}
 
     # ------------------------------------------------------------ agents
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from core.events import Route, Upstream
+from edge.denied import Denied
 from edge.headers import simple_response
-from edge.listener import Denied, Listener, bind, clean_path, route_of
+from edge.listener import Listener, bind, clean_path, route_of
 from edge.pool import Pool
 from edge.web import WebPass
 from edge.wire import ClientConnection, HttpError, Limits, RequestHead

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.errors import RemoteError
 from core.units import AgentId
-from edge.listener import Denied
+from edge.denied import Denied
 from servers import clock
 from servers.access import Access, Area, Caller, Standing, check_node_address, folded, is_near, node_host
 from servers.peer import parse_address
