@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from core.errors import RemoteError
+from core.events import Record
 from core.keys import INFERENCE, MANAGEMENT, Keys, Refusal
 from core.units import AgentId
 from edge.denied import Denied
@@ -138,6 +139,12 @@ class Access:
         if not client.startswith(KEYED):
             return None
         return _refused(self.keys.judge_model(client[len(KEYED) :], model, told_once=told_once))
+
+    def spent(self, record: Record) -> None:
+        """A request is over: what it used counts for its API key."""
+        if record.client.startswith(KEYED) and (usage := record.usage) is not None:
+            key_id = record.client[len(KEYED) :]
+            self.keys.spend(key_id, prompt_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens, now=clock.unix_ms())
 
     def client_of(self, conn: ClientConnection, head: RequestHead) -> str:
         """The name under which a caller's requests queue: its API key, else the user that a trusted proxy names, else its address."""

@@ -19,6 +19,7 @@ from rich.table import Table
 from core.errors import ConfigError
 from servers import log, settings, up
 from servers.coordinator import Coordinator
+from servers.keys_command import keys
 from servers.listen import CannotListen
 from servers.remote import Remote, plain, print_table, remote_options, shown
 from servers.study.command import simulate
@@ -180,6 +181,7 @@ def placement(url: str | None, token: str | None) -> None:
 
 
 main.add_command(simulate)
+main.add_command(keys)
 
 
 @main.group()

@@ -26,7 +26,7 @@ from edge.web import WebPass
 from edge.wire import Watch
 from servers import clock
 from servers.access import Access
-from servers.api import admin, agents, fleet, health, placement
+from servers.api import admin, agents, fleet, health, keys, placement
 from servers.api.web import Web, make_app
 from servers.driver import Driver
 from servers.listen import internal_socket, open_ports, ports_of, serve_web
@@ -174,6 +174,7 @@ class Coordinator:
             check_every_s=settings.health_check_interval_s,
         )
         access = Access(settings, self.tokens, our_ports=self.ports)
+        self.records.listeners.append(access.spent)
         self.web = Web(
             settings=settings, driver=driver, access=access, tokens=self.tokens, metrics=metrics, poller=poller,
             secret=clock.new_secret().encode(), listening=lambda: not self._stop.is_set(),
@@ -190,6 +191,7 @@ class Coordinator:
             new_id=clock.new_request_id,
             credential_of=self.tokens.credential_of,
             client_of=access.client_of,
+            judge_model=access.judge_model,
             clock=tick,
         )
 
@@ -215,6 +217,6 @@ class Coordinator:
 def make_web_app(web: Web) -> QuartTrio:
     """The web app with all its routes."""
     app = make_app(web)
-    for routes in (agents, fleet, health, admin, placement):
+    for routes in (agents, fleet, health, admin, keys, placement):
         routes.add_routes(app, web)
     return app

@@ -59,7 +59,9 @@ NOT_YET: Final = frozenset(
 )
 """Ollama's paths that this version does not serve."""
 
-OUR_PREFIXES: Final = ("/api/agents", "/api/admin/", "/api/requests/", "/api/metrics/", "/api/queue", "/api/health", "/api/placement")
+OUR_PREFIXES: Final = (
+    "/api/agents", "/api/admin/", "/api/requests/", "/api/metrics/", "/api/queue", "/api/health", "/api/placement", "/api/keys",
+)  # fmt: skip
 
 T = TypeVar("T")
 P = ParamSpec("P")
