@@ -13,14 +13,14 @@ from core.errors import RemoteError
 from core.events import Attempt, AttemptEnded, Ending, Failure, Record, Refuse, RequestCame, Route, Settled, Usage
 from core.health import Verdict
 from core.learning import Sample
-from core.names import normalise
+from core.names import display, normalise
 from core.scoring import Ask
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId
 
 BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's own words (two spaces): clients know them."""
 
-Kind = tuple[ModelKey | None, str, bool, tuple[AgentId, ...]]
+Kind = tuple[ModelKey | None, str, bool, bool, tuple[AgentId, ...]]
 
 _EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
 _NS_PER_S: Final = 1_000_000_000
@@ -105,7 +105,7 @@ class Request(msgspec.Struct, gc=False):
     def kind(self) -> Kind:
         """Requests of one kind have the same nodes to choose from, and cost about the same there."""
         out = tuple(sorted((*self.tried, *self.busy))) if self.tried or self.busy else ()
-        return (self.key, self.came.runner_options, self.ask.needs_slot, out)
+        return (self.key, self.came.runner_options, self.ask.needs_slot, self.ask.capped, out)
 
     def end_attempt(self, outcome: str, *, now: Instant) -> None:
         """Note how the present attempt ended."""
@@ -187,12 +187,23 @@ def not_found(event: RequestCame, key: ModelKey | None) -> Refuse:
     status, text = 404, f"model '{model}' not found"
     if key is not None and event.route in _EMBEDS:
         text = f'model "{model}" not found, try pulling it first'
+    elif key is not None and not event.route.runs_model:
+        text = f"model '{_shown(key, model)}' not found"
     elif key is None and (model.strip() or event.route is not Route.GENERATE):
         try:
             normalise(model)
         except RemoteError as error:
             status, text = error.status, str(error)
     return Refuse(request_id=event.request_id, status=status, text=text)
+
+
+def _shown(key: ModelKey, spelling: str) -> str:
+    """The name as Ollama displays it, with its tag, in the letter case that was sent."""
+    shown, spelt = display(key), spelling.strip()
+    for full in (spelt, f"{spelt}:latest"):
+        if full.lower().endswith(shown):
+            return full[-len(shown) :]
+    return shown
 
 
 def cloud_off(event: RequestCame) -> Refuse:

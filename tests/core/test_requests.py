@@ -6,7 +6,7 @@ from core.agents import Agent
 from core.events import AttemptEnded, Ending, Failure, RequestCame, Route, Settled, Upstream
 from core.health import classify
 from core.lifecycle import AgentState
-from core.names import normalise
+from core.names import key_or_none, normalise
 from core.requests import Request, begin, cloud_off, expected_output, gave_up, not_found
 from core.scoring import Ask
 from core.units import AgentId, Instant, RequestId, UnixMs
@@ -129,7 +129,11 @@ def test_kinds_are_equal_when_nodes_and_costs_are() -> None:
     [
         (came(Route.CHAT, "x"), 404, "model 'x' not found"),
         (came(Route.GENERATE, "X:Tag"), 404, "model 'X:Tag' not found"),
-        (came(Route.SHOW, "x"), 404, "model 'x' not found"),
+        (came(Route.SHOW, "x"), 404, "model 'x:latest' not found"),
+        (came(Route.V1_MODEL, "x"), 404, "model 'x:latest' not found"),
+        (came(Route.SHOW, "registry.ollama.ai/library/X:Tag"), 404, "model 'X:Tag' not found"),
+        (came(Route.SHOW, " X "), 404, "model 'X:latest' not found"),
+        (came(Route.SHOW, "X:8b:local"), 404, "model 'x:8b' not found"),
         (came(Route.EMBED, "x"), 404, 'model "x" not found, try pulling it first'),
         (came(Route.EMBEDDINGS, "x"), 404, 'model "x" not found, try pulling it first'),
         (came(Route.V1_EMBEDDINGS, "x"), 404, 'model "x" not found, try pulling it first'),
@@ -143,8 +147,7 @@ def test_kinds_are_equal_when_nodes_and_costs_are() -> None:
     ],
 )
 def test_what_ollama_says_of_models_that_are_not_there(event: RequestCame, status: int, text: str) -> None:
-    key = M if event.model and "!" not in event.model else None
-    refuse = not_found(event, key)
+    refuse = not_found(event, key_or_none(event.model or ""))
     assert (refuse.status, refuse.text) == (status, text)
 
 
