@@ -61,6 +61,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     base64: bool = False  # embeddings as base64
     runner_error: Refusal | None = None  # what the runner says once it is there
     include_usage: bool = False
+    estimated_tokens: int = 0  # of the prompt, where a stream begins with a guess
+    echo: dict[str, Any] = {}  # what the answer repeats of its request
 
 
 def known_model(spelling: str, find: Finder, *, missing: str) -> SimulatedModel:

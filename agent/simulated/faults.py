@@ -40,8 +40,11 @@ RUNNER_GONE: Final = (
 LINE_TEXT: Final = "an error was encountered while running the model: unexpected EOF"
 LOAD_TEXT: Final = "llama-server process has terminated: exit status 1: error loading model: bad tensor layout"
 INFERENCE: Final = frozenset(
-    {"/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/v1/chat/completions", "/v1/completions", "/v1/embeddings"}
-)
+    {
+        "/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/v1/chat/completions", "/v1/completions", "/v1/embeddings",
+        "/v1/responses", "/v1/messages", "/v1/audio/transcriptions",
+    }
+)  # fmt: skip
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,36 +6,25 @@ Invariant: whatever way this ends, the machine is told, so that nothing is gener
 """
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import trio
 
 from agent.simulated import native, openai
 from agent.simulated.answers import Piece, answer, go_json, whole_microseconds
-from agent.simulated.asking import Ask, Finder, ask_chat, ask_embed, ask_embeddings, ask_generate
+from agent.simulated.asking import Ask, Finder
 from agent.simulated.engine import Desk, Engine, RequestLog
 from agent.simulated.faults import BUSY, LINE_TEXT, LOAD_TEXT, RUNNER_GONE, Fault, Faults
 from agent.simulated.models import Knobs
-from agent.simulated.native import JSON_TYPE, Figures, NativeWriter, Wall
-from agent.simulated.openai import OpenAIWriter, TranslationError
-from agent.simulated.reading import Refusal, read_request
-from agent.simulated.wire import ConnectionOver, Reply, Request
+from agent.simulated.native import JSON_TYPE, Figures, Wall
+from agent.simulated.openai import TranslationError
+from agent.simulated.protocols import PROTOCOLS, plain
+from agent.simulated.reading import Refusal
+from agent.simulated.wire import ConnectionOver, Header, Reply, Request
 from core.simulation.node import Came
 
-Asker = Callable[[dict[str, Any], Finder, Knobs], Ask]
-Writer = NativeWriter | OpenAIWriter
-
-ASKERS: Final[dict[str, tuple[str, Asker]]] = {
-    "/api/generate": ("GenerateRequest", ask_generate),
-    "/api/chat": ("ChatRequest", ask_chat),
-    "/api/embed": ("EmbedRequest", ask_embed),
-    "/api/embeddings": ("EmbeddingRequest", ask_embeddings),
-    "/v1/chat/completions": ("ChatCompletionRequest", openai.ask_chat_completion),
-    "/v1/completions": ("CompletionRequest", openai.ask_completion),
-    "/v1/embeddings": ("OpenAIEmbedRequest", openai.ask_embedding),
-}
 STATUS_TEXTS: Final = {500: RUNNER_GONE, 503: BUSY, 499: "request canceled"}
 CANCELLED_TEXT: Final = "error reading llama-server response: context canceled"
 HTML: Final = b"<html><head><title>502 Bad Gateway</title></head><body>nothing here</body></html>"
@@ -55,20 +44,24 @@ class Inference:
     async def serve(self, request: Request, reply: Reply, log: RequestLog) -> None:
         """Answer `request`. Raises `ConnectionOver` when the connection is of no further use."""
         began = time.perf_counter()
-        v1 = request.path.startswith("/v1/")
+        stream_headers: Sequence[Header] = ()
+        protocol = PROTOCOLS[request.path]
         try:
-            struct, asker = ASKERS[request.path]
-            fields = _read(bytes(request.body), struct, v1=v1)
+            fields = protocol.read(request)
             log.model = fields.get("model", "")
             fault = self._faults.pick(request.path, log.model)
             log.fault = fault.kind if fault else None
             if fault is not None and await self.at_once(fault, reply):
                 return
-            ask = asker(fields, self._find, self.knobs)
+            stream_headers = protocol.stream_headers if fields.get("stream") else ()
+            ask = protocol.ask(fields, self._find, self.knobs)
         except (Refusal, TranslationError) as refusal:
-            kind, body = openai.refused(refusal) if v1 else native.refused(_plain(refusal), stream=False)
-            await reply.whole(_plain(refusal).status, body, kind)
+            if isinstance(refusal, Refusal):
+                reply.extra += stream_headers
+            kind, body = protocol.refused(refusal, self.wall)
+            await reply.whole(plain(refusal).status, body, kind)
             return
+        reply.extra += stream_headers
         await _Serving(self, ask, reply, log, fault, request.path, began).run()
 
     async def at_once(self, fault: Fault, reply: Reply) -> bool:
@@ -84,8 +77,8 @@ class Inference:
                 status = fault.status if fault.kind == "status" else 500
                 text = fault.text or STATUS_TEXTS.get(status, "failed on purpose")
                 body = native.refused(Refusal(status, text), stream=False)[1]
-                if reply.request.path.startswith("/v1/") and fault.body is None:
-                    body = openai.refused(Refusal(status, text))[1]
+                if fault.body is None and (protocol := PROTOCOLS.get(reply.request.path)) is not None:
+                    body = protocol.refused(Refusal(status, text), self.wall)[1]
                 await reply.whole(status, body if fault.body is None else fault.body.encode(), fault.content_type)
             case "html":
                 await reply.whole(200, HTML, "text/html")
@@ -106,19 +99,6 @@ class Inference:
         return True
 
 
-def _read(body: bytes, struct: str, *, v1: bool) -> dict[str, Any]:
-    try:
-        return read_request(body, struct)
-    except Refusal as refusal:
-        if v1:
-            raise TranslationError("EOF" if refusal.text == "missing request body" else refusal.text, refusal.status) from None
-        raise
-
-
-def _plain(refusal: Refusal | TranslationError) -> Refusal:
-    return refusal.refusal if isinstance(refusal, TranslationError) else refusal
-
-
 class _Serving:
     """One request that has been understood."""
 
@@ -130,9 +110,9 @@ class _Serving:
         self._log = log
         self._route = route
         self._read_s = time.perf_counter() - began
-        self._v1 = route.startswith("/v1/")
-        chat = route in ("/api/chat", "/v1/chat/completions")
-        self._writer: Writer = (OpenAIWriter if self._v1 else NativeWriter)(ask, owner.wall, chat=chat)
+        self._protocol = PROTOCOLS[route]
+        self._wall = owner.wall
+        self._writer = self._protocol.writer(ask, owner.wall)
         self._fault = fault if fault is not None and fault.kind in MID_STREAM else None
         self._blank = fault is not None and fault.kind == "blank"
         self._load_error = (fault.text or LOAD_TEXT) if fault is not None and fault.kind == "load" else ""
@@ -226,10 +206,11 @@ class _Serving:
     async def _send(self, pieces: Sequence[Piece]) -> None:
         if not self._ask.stream:
             return
-        writes = [self._writer.piece(piece) for piece in pieces if not piece.silent or self._ask.logprobs is not None]
+        told = [piece for piece in pieces if not piece.silent or self._ask.logprobs is not None]
+        writes = [write for piece in told for write in self._writer.piece(piece)]
         if writes:
             await self._reply.chunks(self._writer.stream_type, writes)
-            self._log.tokens_sent += len(writes)
+            self._log.tokens_sent += len(told)
 
     async def _strike(self, fault: Fault) -> bool:
         """Carry out a fault in the middle of an answer. False: nothing more comes."""
@@ -251,7 +232,7 @@ class _Serving:
                 await reply.whole(200, writer.unfinished(said), writer.whole_type)
                 return False
             case "error" if stream:
-                await reply.chunks(writer.stream_type, [writer.stream_error(fault.text or LINE_TEXT)])
+                await reply.chunks(writer.stream_type, writer.stream_error(fault.text or LINE_TEXT))
                 await reply.end()
                 return False
             case "error":
@@ -260,7 +241,7 @@ class _Serving:
             case "malformed" if stream:
                 await reply.chunks(writer.stream_type, [b'{"model":"' + self._ask.spelling.encode() + b'",,"done":fal\n'])
             case "huge" if stream:
-                await reply.chunks(writer.stream_type, [writer.piece(Piece(content="x" * fault.size_bytes))])
+                await reply.chunks(writer.stream_type, writer.piece(Piece(content="x" * fault.size_bytes)))
             case _:
                 await reply.whole(200, b'{"model":', writer.whole_type)
                 return False
@@ -271,7 +252,7 @@ class _Serving:
         reply = self._reply
         following = self._pieces[self._sent : self._sent + 1] or [Piece(content=" never")]
         if self._ask.stream:
-            whole = reply.framed(self._writer.piece(following[0]))
+            whole = reply.framed(b"".join(self._writer.piece(following[0])))
             await reply.raw(whole[: len(whole) // 2])
             raise ConnectionOver
         await reply.cut_whole(self._writer.unfinished(self._pieces), self._writer.whole_type)
@@ -279,7 +260,9 @@ class _Serving:
     async def _refuse(self, refusal: Refusal) -> None:
         """An error before the first token."""
         stream = self._ask.stream
-        kind, body = openai.refused(refusal) if self._v1 else native.refused(refusal, stream=stream)
+        kind, body = self._protocol.refused(refusal, self._wall)
+        if self._route.startswith("/api/"):
+            kind, body = native.refused(refusal, stream=stream)
         await self._reply.whole(refusal.status, body, kind, chunked=stream and not refusal.early)
 
     def _figures(self) -> Figures:
@@ -312,7 +295,7 @@ class _Serving:
         elif ask.purpose == "load":
             await reply.whole(200, writer.loaded("load"), writer.whole_type)
         elif ask.stream:
-            await reply.chunks(writer.stream_type, [writer.last(self._pieces, self._reason, figures)])
+            await reply.chunks(writer.stream_type, writer.last(self._pieces, self._reason, figures))
             await reply.end()
         else:
             await reply.whole(200, writer.whole(self._pieces, self._reason, figures), writer.whole_type)

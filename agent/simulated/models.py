@@ -217,6 +217,10 @@ KNOWN: Final[dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+HINTS: Final = {"vision": ("vision", "llava", "-vl"), "audio": ("whisper", "audio", "voxtral")}
+"""Words in a name that tell what else a model can do."""
+
+
 def guessed_model(name: str, *, modified_at: str = "2026-11-22T12:00:00Z") -> SimulatedModel:
     """A model called `name`: known facts, else its size from the tag and its kind from words in its name."""
     shown = display_name(name)
@@ -224,7 +228,8 @@ def guessed_model(name: str, *, modified_at: str = "2026-11-22T12:00:00Z") -> Si
     if facts is None:
         size = SIZE_TAG.search(shown)
         billions = 3.0 if size is None else float(size[1]) / (1 if size[2].lower() == "b" else 1000)
-        capabilities = ("embedding",) if "embed" in shown else ("completion", "tools", *(("vision",) if "vision" in shown else ()))
+        more = [kind for kind, words in HINTS.items() if any(word in shown.lower() for word in words)]
+        capabilities = ("embedding",) if "embed" in shown.lower() else ("completion", "tools", *more)
         facts = {"size_bytes": int(billions * 0.65e9), "parameter_size": f"{billions:g}B", "capabilities": capabilities}
     gigabytes = facts["size_bytes"] / 1e9
     return SimulatedModel(

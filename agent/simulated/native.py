@@ -4,7 +4,7 @@ Decides field order and which fields are left out. Never knows when anything is 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -51,10 +51,10 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 class NativeWriter:
     """Writes the answers of one request to `/api/generate` or `/api/chat`."""
 
-    stream_type: ClassVar[str] = NDJSON_TYPE
-    whole_type: ClassVar[str] = JSON_TYPE
+    stream_type: str = NDJSON_TYPE
+    whole_type: str = JSON_TYPE
 
-    def __init__(self, ask: Ask, wall: Wall, *, chat: bool) -> None:
+    def __init__(self, ask: Ask, wall: Wall, *, chat: bool = False) -> None:
         self._ask = ask
         self._wall = wall
         self._chat = chat
@@ -79,13 +79,13 @@ class NativeWriter:
         top = self._ask.logprobs
         return {} if top is None or not pieces else {"logprobs": logprobs(pieces, top)}
 
-    def piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece) -> list[bytes]:
         """The line of one token."""
-        return go_json({**self._start(), **self._said([piece]), "done": False, **self._logprobs([piece])}) + b"\n"
+        return [go_json({**self._start(), **self._said([piece]), "done": False, **self._logprobs([piece])}) + b"\n"]
 
-    def last(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
+    def last(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> list[bytes]:
         """The line that ends a stream."""
-        return go_json(self._final([], pieces, reason, figures)) + b"\n"
+        return [go_json(self._final([], pieces, reason, figures)) + b"\n"]
 
     def whole(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
         """The answer in one."""
@@ -116,9 +116,9 @@ class NativeWriter:
         info = {"rendered_template": self._ask.question.prompt}
         return go_json({**self._start(), **self._said([]), "done": False, "_debug_info": info})
 
-    def stream_error(self, text: str) -> bytes:
+    def stream_error(self, text: str) -> list[bytes]:
         """What a stream that fails after its first token says last."""
-        return go_json({"error": text}) + b"\n"
+        return [go_json({"error": text}) + b"\n"]
 
 
 def refused(refusal: Refusal, *, stream: bool) -> tuple[str, bytes]:

@@ -8,7 +8,7 @@ import base64
 import struct
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -38,11 +38,21 @@ def envelope(refusal: Refusal) -> bytes:
     return go_json({"error": {"message": refusal.text, "type": kind, "param": None, "code": None}})
 
 
-def refused(error: Refusal | TranslationError) -> tuple[str, bytes]:
+def refused(error: Refusal | TranslationError, wall: Wall | None = None) -> tuple[str, bytes]:
     """Content type and body of an error before the first token."""
     if isinstance(error, TranslationError):
         return JSON_TYPE, envelope(error.refusal)
     return BARE_JSON_TYPE, envelope(error) + b"\n"
+
+
+def checked_effort(effort: Any) -> bool | None:
+    """Whether to think, or None where nothing is said."""
+    if not effort:
+        return None
+    if effort not in EFFORTS:
+        listed = ", ".join(f'"{known}"' for known in EFFORTS[:-1])
+        raise TranslationError(f'invalid reasoning value: "{effort}" (must be {listed}, or "none")')
+    return bool(effort != "none")
 
 
 def _options(fields: dict[str, Any]) -> dict[str, Any]:
@@ -89,10 +99,7 @@ def ask_chat_completion(fields: dict[str, Any], find: Finder, knobs: Knobs) -> A
     if not messages:
         raise TranslationError("[] is too short - 'messages'")
     reasoning = fields.get("reasoning")
-    effort = fields.get("reasoning_effort") or (reasoning.get("effort") if isinstance(reasoning, dict) else None)
-    if effort is not None and effort not in EFFORTS:
-        listed = ", ".join(f'"{known}"' for known in EFFORTS[:-1])
-        raise TranslationError(f'invalid reasoning value: "{effort}" (must be {listed}, or "none")')
+    think = checked_effort(fields.get("reasoning_effort") or (reasoning.get("effort") if isinstance(reasoning, dict) else None))
     translated = []
     for message in messages:
         text, images = _content(message)
@@ -103,7 +110,7 @@ def ask_chat_completion(fields: dict[str, Any], find: Finder, knobs: Knobs) -> A
         "messages": translated,
         "stream": bool(fields.get("stream")),
         "options": _options(fields),
-        "think": None if effort is None else effort != "none",
+        "think": think,
         "format": _schema(fields.get("response_format")),
         **named,
     }
@@ -146,10 +153,10 @@ def ask_embedding(fields: dict[str, Any], find: Finder, knobs: Knobs) -> Ask:
 class OpenAIWriter:
     """Writes the answers of one request to `/v1/chat/completions` or `/v1/completions`."""
 
-    stream_type: ClassVar[str] = "text/event-stream"
-    whole_type: ClassVar[str] = BARE_JSON_TYPE
+    stream_type: str = "text/event-stream"
+    whole_type: str = BARE_JSON_TYPE
 
-    def __init__(self, ask: Ask, wall: Wall, *, chat: bool) -> None:
+    def __init__(self, ask: Ask, wall: Wall, *, chat: bool = False) -> None:
         self._ask = ask
         self._wall = wall
         self._chat = chat
@@ -179,10 +186,10 @@ class OpenAIWriter:
         top = self._ask.logprobs
         return {} if top is None or not pieces else {"logprobs": {"content": logprobs(pieces, top)}}
 
-    def piece(self, piece: Piece) -> bytes:
+    def piece(self, piece: Piece) -> list[bytes]:
         """The event of one token."""
         if not self._chat:
-            return self._event([{"text": piece.content, "index": 0, "finish_reason": None}], self._no_usage())
+            return [self._event([{"text": piece.content, "index": 0, "finish_reason": None}], self._no_usage())]
         more: dict[str, Any] = {}
         if piece.thinking:
             more["reasoning"] = piece.thinking
@@ -191,9 +198,9 @@ class OpenAIWriter:
             more["tool_calls"] = [_call(call) for call in piece.calls]
         choices = self._delta(content=piece.content, **more)
         choices[0] |= self._logprobs([piece])
-        return self._event(choices)
+        return [self._event(choices)]
 
-    def last(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
+    def last(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> list[bytes]:
         """What ends a stream, all of it one write."""
         finish = "tool_calls" if self._called else reason
         if self._chat:
@@ -203,7 +210,7 @@ class OpenAIWriter:
             out = self._event([{"text": "", "index": 0, "finish_reason": reason}], self._no_usage())
         if self._ask.include_usage:
             out += self._event([], _usage(figures.prompt_tokens, figures.eval_tokens))
-        return out + DONE
+        return [out + DONE]
 
     def whole(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
         """The answer in one."""
@@ -247,11 +254,11 @@ class OpenAIWriter:
         """There is no such request on these routes."""
         raise NotImplementedError
 
-    def stream_error(self, text: str) -> bytes:
+    def stream_error(self, text: str) -> list[bytes]:
         """A failure after the first token: the text is lost, an empty chunk is all there is."""
         if self._chat:
-            return self._event(self._delta(content=""), model="")
-        return self._event([{"text": "", "index": 0, "finish_reason": None}], self._no_usage(), model="")
+            return [self._event(self._delta(content=""), model="")]
+        return [self._event([{"text": "", "index": 0, "finish_reason": None}], self._no_usage(), model="")]
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -73,6 +73,21 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
         "max_tokens": "int", "seed": "int", "stop": "any", "temperature": "float64", "top_p": "float64", "frequency_penalty": "float64",
         "presence_penalty": "float64",
     },
+    "ResponsesRequest": {
+        "model": "string", "input": "any", "instructions": "string", "max_output_tokens": "int", "reasoning": "openai.ResponsesReasoning",
+        "temperature": "float64", "top_p": "float64", "text": "openai.ResponsesText", "tools": "[]any", "truncation": "string",
+        "stream": "bool",
+    },
+    "ResponsesReasoning": {"effort": "string", "generate_summary": "string", "summary": "string"},
+    "ResponsesText": {"format": "any"},
+    "MessagesRequest": {
+        "model": "string", "max_tokens": "int", "messages": "[]anthropic.MessageParam", "system": "any", "stream": "bool",
+        "temperature": "float64", "top_p": "float64", "top_k": "int", "stop_sequences": "[]string", "tools": "[]any", "tool_choice": "any",
+        "thinking": "anthropic.ThinkingConfig", "metadata": "any", "output_config": "anthropic.OutputConfig",
+    },
+    "MessageParam": {"role": "string", "content": "any"},
+    "ThinkingConfig": {"type": "string", "budget_tokens": "int"},
+    "OutputConfig": {"effort": "string"},
     "OpenAIEmbedRequest": {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"},
 }  # fmt: skip
 """Field names and Go types of what Ollama decodes into."""
@@ -82,7 +97,20 @@ NESTED: Final = {
     "api.ToolFunction": "ToolFunction",
     "openai.Message": "OpenAIMessage",
     "openai.StreamOptions": "StreamOptions",
+    "openai.ResponsesReasoning": "ResponsesReasoning",
+    "openai.ResponsesText": "ResponsesText",
+    "anthropic.MessageParam": "MessageParam",
+    "anthropic.ThinkingConfig": "ThinkingConfig",
+    "anthropic.OutputConfig": "OutputConfig",
 }
+PACKAGES: Final = {
+    "ChatCompletionRequest": "openai",
+    "CompletionRequest": "openai",
+    "OpenAIEmbedRequest": "openai",
+    "ResponsesRequest": "openai",
+    "MessagesRequest": "anthropic",
+}
+"""Whose structs they are; the others are `api`'s."""
 GO_NAMES: Final = {"OpenAIMessage": "Message", "OpenAIEmbedRequest": "EmbedRequest"}
 
 
@@ -222,7 +250,7 @@ def read_request(body: bytes, struct: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Pairs):
-        package = "openai" if struct in ("ChatCompletionRequest", "CompletionRequest", "OpenAIEmbedRequest") else "api"
+        package = PACKAGES.get(struct, "api")
         raise Refusal(400, f"json: cannot unmarshal {_kind(value)} into Go value of type {package}.{GO_NAMES.get(struct, struct)}")
     return read_struct(value, struct, "")
 

@@ -44,6 +44,9 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("POST",),
     "/v1/completions": ("POST",),
     "/v1/embeddings": ("POST",),
+    "/v1/responses": ("POST",),
+    "/v1/messages": ("POST",),
+    "/v1/audio/transcriptions": ("POST",),
     "/v1/models": ("GET",),
 }
 """What is routed, and `Allow`. `/v1/models/<name>` comes on top."""

@@ -251,6 +251,8 @@ class Reply:
         self.status = status
         if self.request.http10 and length is None:
             self.keep_alive = False
+        if not self.keep_alive:
+            self.extra = [pair for pair in self.extra if pair[0] != b"Connection"]
         own = [*headers, *self.extra, *([(b"Content-Type", content_type.encode())] if content_type else [])]
         own += [(b"X-Simulated-Ollama", self._banner)] if self._banner else []
         lines = [b"HTTP/1.%d %d %s" % (not self.request.http10, status, REASONS.get(status, b"status code %d" % status))]
