@@ -214,6 +214,7 @@ class Registry:
         effects: list[Effect] = [Registered(agent_id=agent.id, status="updated")]
         if registration.boot < agent.boot:
             return effects
+        gateway = agent.upstream.gateway
         agent.introduce(registration, event.upstream)
         self.changes.refreshed.append(agent.id)
         if registration.boot > agent.boot:
@@ -222,6 +223,8 @@ class Registry:
             agent.last_report = (registration.boot, -1)
             agent.drained_by_itself = False
             self.changes.reborn.append(agent.id)
+            if gateway:  # what ran through the former run ended with it, and its connections may hang for long
+                self.changes.lost.append((agent.id, f"the agent of {agent.name} started anew"))
             effects += self._step(agent, AgentInput.REBOOTED, "registered again")
         elif agent.state is AgentState.OFFLINE:
             effects += self._step(agent, AgentInput.HEARD_ILL, "registered again")

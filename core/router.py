@@ -245,6 +245,7 @@ class Router:
             event.input_tokens,
             expected_output(event, 0 if key is None else self._speeds.output_tokens(key)),
             runs_model and not event.load_only,
+            runs_model and not event.unload,
         )
         if ask.needs_slot and key is not None and self._registry.holders(key):
             self._heat.came(key, now=now)

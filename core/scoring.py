@@ -51,6 +51,9 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     input_tokens: int
     output_tokens: int
     needs_slot: bool
+    capped: bool = True
+    """Whether an admin's cap on a node holds for it: all that may run a model (a body whose model cannot be read may), not what only asks
+    or unloads."""
 
 
 class Load(msgspec.Struct, frozen=True, gc=False):
@@ -96,9 +99,9 @@ class _Forwarding(Strategy):
 
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """The best of those below their cap; of all when every one is at it."""
-        open_nodes = [node for node in nodes if node.max_concurrent is None or len(load.on.get(node.id, ())) < node.max_concurrent]
+        open_nodes = _below_cap(nodes, load)
         rows = self._rows(open_nodes or nodes, load, now)
-        return Choice(_least(rows), room=bool(open_nodes) or not ask.needs_slot, rows=rows)
+        return Choice(_least(rows), room=bool(open_nodes) or not ask.capped, rows=rows)
 
     @abc.abstractmethod
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
@@ -205,13 +208,14 @@ class Auto(Strategy):
         """A request that costs a node next to nothing: fewest active requests; one that only loads goes where that is cheapest."""
         key = ask.key
         rows: list[Row] = []
-        for node in nodes:
+        open_nodes = _below_cap(nodes, load) if ask.capped else nodes
+        for node in open_nodes or nodes:
             active = _active(node, load)
             cold = 0
             if key is not None and key not in node.inventory.resident:
                 cold = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots).load_us
             rows.append((node, active + cold, 0, active, cold, 0))
-        return Choice(_least(rows), room=True, rows=rows)
+        return Choice(_least(rows), room=bool(open_nodes), rows=rows)
 
 
 def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement | None" = None) -> Strategy:
@@ -228,6 +232,11 @@ def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement |
 def best_first(rows: list[Row]) -> list[Row]:
     """The best `ROWS_MAX`, best first."""
     return sorted(rows, key=lambda row: (row[1], row[0].last_chosen))[:ROWS_MAX]
+
+
+def _below_cap(nodes: Sequence["Agent"], load: Load) -> Sequence["Agent"]:
+    """Those that an admin's cap leaves room on."""
+    return [node for node in nodes if node.max_concurrent is None or len(load.on.get(node.id, ())) < node.max_concurrent]
 
 
 def _least(rows: list[Row]) -> "Agent":

@@ -271,7 +271,7 @@ class Checkers:
         request = self._named(effect, effect.request_id, Stand.NEW, Stand.BETWEEN, Stand.WAITING)
         name, agent_id = effect.request_id, lease.agent_id
         _demand(not request.first, "R4", f"{name} is sent to {agent_id} after its first byte")
-        forbidden = self.book.forbids(agent_id, request.key, capped=_ordinary(request) and request.key is not None, now=now)
+        forbidden = self.book.forbids(agent_id, request.key, capped=request.came.route.runs_model and not request.came.unload, now=now)
         _demand(not forbidden, "R5", f"{name} is sent to {agent_id}, which {forbidden}")
         _demand(request.costly <= self._config.retries_budgeted, "R3", f"{name} is tried again after {request.costly} costly failures")
         if agent_id in request.tried or agent_id in request.busy:

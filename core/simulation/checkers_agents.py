@@ -79,7 +79,7 @@ class AgentBook:
         return None
 
     def forbids(self, agent_id: AgentId, key: ModelKey | None, *, capped: bool = True, now: Instant) -> str:
-        """Why nobody may be sent there now (R5, R15); "" when one may. `capped`: the agent's cap counts (not for a mere load)."""
+        """Why nobody may be sent there now (R5, R15); "" when one may. `capped`: the agent's cap counts (not for who only asks)."""
         agent = self.agents.get(agent_id)
         if agent is None:
             return "is not known"

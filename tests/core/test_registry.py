@@ -89,6 +89,25 @@ def test_a_new_run_starts_over_and_an_old_one_changes_nothing() -> None:
     assert agent.state is AgentState.READY
 
 
+def test_a_new_run_of_a_gateway_cuts_what_ran_through_the_former_one() -> None:
+    office = Office()
+    agent = office.ready(boot=5)
+    office.registry.take_changes()
+    office.register(registration(boot=5))
+    assert office.registry.take_changes().lost == [], "the same run introduced itself again"
+    office.register(registration(boot=6))
+    assert office.registry.take_changes().lost == [(agent.id, "the agent of box started anew")]
+
+
+def test_a_new_run_beside_a_bare_ollama_cuts_nothing() -> None:
+    office = Office()
+    bare = Upstream(host="10.0.0.1", port=11434)
+    office.register(registration(boot=5), upstream=bare)
+    office.registry.take_changes()
+    office.register(registration(boot=6), upstream=bare)
+    assert office.registry.take_changes().lost == []
+
+
 def test_a_new_run_is_not_ready_by_the_word_of_the_former_one() -> None:
     office = Office()
     agent = office.ready(boot=1)

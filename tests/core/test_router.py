@@ -339,6 +339,28 @@ def test_a_new_run_of_an_agent_starts_with_a_clean_slate() -> None:
     assert world.router.agent(node).ejections == []  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("strategy", ["auto", "metrics", "least-busy", "round-robin"])
+def test_a_cap_holds_for_loads_and_for_bodies_whose_model_cannot_be_read(strategy: str) -> None:
+    world = World(strategy=strategy)
+    agent_id = world.agent_with("one", "m", slots=8)
+    world.cap(agent_id, 1)
+    world.ask("r1")
+    assert isinstance(answer(world.ask("load", load_only=True), "load"), Wait)
+    assert isinstance(answer(world.ask("unreadable", None), "unreadable"), Wait)
+    assert isinstance(answer(world.ask("unload", load_only=True, unload=True), "unload"), Forward), "it frees memory"
+    world.settle("unload")
+    assert node_of(world.settle("r1"), "load") == agent_id
+    assert node_of(world.settle("load"), "unreadable") == agent_id
+
+
+def test_what_ran_through_the_former_run_of_a_gateway_is_given_up_at_once() -> None:
+    world = World()
+    world.agent_with("one", "m", boot=1)
+    world.ask("r")
+    (cut,) = of(world.register(registration("one", boot=2)), Cut)
+    assert (cut.request_id, cut.reason) == ("r", "the agent of one started anew")
+
+
 def test_an_embedding_teaches_speed_and_a_show_teaches_nothing() -> None:
     world = World()
     node = world.backend("one", "m", loaded=("m",))

@@ -45,8 +45,10 @@ def load(counts: Mapping[str, int] | None = None, ahead: Mapping[str, int] | Non
     return Load(on, of_model, {AgentId(name): count for name, count in (ahead or {}).items()})
 
 
-def ask(key: ModelKey | None = M, *, tokens: int = 60, prompt: int = 0, options: str = "", needs_slot: bool = True) -> Ask:
-    return Ask(key, options=options, input_tokens=prompt, output_tokens=tokens, needs_slot=needs_slot)
+def ask(
+    key: ModelKey | None = M, *, tokens: int = 60, prompt: int = 0, options: str = "", needs_slot: bool = True, capped: bool = True
+) -> Ask:
+    return Ask(key, options=options, input_tokens=prompt, output_tokens=tokens, needs_slot=needs_slot, capped=capped)
 
 
 class Chooser:
@@ -163,10 +165,19 @@ def test_a_tie_between_waiting_and_going_is_no_reason_to_wait() -> None:
 
 
 def test_a_light_request_goes_where_least_is_going_on_and_never_waits() -> None:
-    show = ask(None, needs_slot=False)
+    show = ask(None, needs_slot=False, capped=False)
     found = Chooser()([node("busy"), node("idle")], load({"busy": 3}), show)
     assert (found.agent.name, found.room) == ("idle", True)
     assert Chooser()([node("busy", max_concurrent=1)], load({"busy": 3}), show).room
+
+
+@pytest.mark.parametrize("key", [None, M], ids=["no model can be read", "only loads"])
+def test_what_may_run_a_model_keeps_a_cap_even_without_a_slot(key: ModelKey | None) -> None:
+    light = ask(key, tokens=0, needs_slot=False)
+    capped, free = node("capped", max_concurrent=1), node("free")
+    assert not Chooser()([capped], load({"capped": 1}), light).room
+    found = Chooser()([capped, free], load({"capped": 1, "free": 5}), light)
+    assert (found.agent, found.room) == (free, True)
 
 
 def test_a_request_that_only_loads_goes_where_that_is_cheapest() -> None:
@@ -265,7 +276,8 @@ def test_those_that_forward_at_once_keep_only_the_cap(name: str) -> None:
     full = tried.choose(ask(), [capped], busy, now=NOW)
     assert (full.room, full.patience) == (False, None)
     assert tried.choose(ask(), [capped, node("b")], busy, now=NOW).agent.name == "b"
-    assert tried.choose(ask(needs_slot=False), [capped], busy, now=NOW).room
+    assert tried.choose(ask(needs_slot=False, capped=False), [capped], busy, now=NOW).room
+    assert not tried.choose(ask(None, needs_slot=False), [capped], busy, now=NOW).room
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
