@@ -90,10 +90,11 @@ class PullReader:
 
 
 def farther(known: Layer | None, told: Layer) -> Layer:
-    """What is known of a layer after one more word about it: the highest of both, `total` at most."""
-    total = told.total or (known.total if known is not None else 0)
-    completed = max(told.completed, known.completed if known is not None else 0)
-    return Layer(told.digest, total, min(completed, total))
+    """What is known of a layer after one more word about it: the highest of both, `completed` no more than `total`."""
+    if known is None:
+        return Layer(told.digest, told.total, min(told.completed, told.total))
+    total = max(told.total, known.total)
+    return Layer(told.digest, total, min(max(told.completed, known.completed), total))
 
 
 def joined(known: Iterable[Layer], told: Iterable[Layer]) -> tuple[Layer, ...]:
