@@ -81,6 +81,8 @@ class Client:
 CLIENTS = (
     Client("ollama_python", "ollama", "Python"),
     Client("ollama_npm", "ollama", "npm"),
+    Client("openai_python", "openai", "Python"),
+    Client("openai_npm", "openai", "npm"),
 )
 
 

@@ -28,7 +28,7 @@ from tests.fleet.rawhttp import ask, wait_until
 
 MODELS: dict[str, str] = json.loads((PLACE / "common.json").read_text(encoding="utf-8"))["models"]
 SLOW_TOKENS_S = 20.0
-BREAKS = ("connection cut", "connection cut, whole", "end without a last line", "node's own error")
+BREAKS = ("connection cut", "connection cut, whole", "connection cut, helper", "end without a last line", "node's own error")
 """Cases in which the node fails, which the client must notice."""
 LEAVES = ("client leaves", "client leaves before the first token", "cancelled task leaves")
 REFUSED = "refused"

@@ -23,6 +23,19 @@ export async function all(parts) {
   return found;
 }
 
+/** Read `count` parts of a stream, then abort it. */
+export async function leave(open, count = 2) {
+  const stream = await open();
+  let seen = 0;
+  for await (const _ of stream) {
+    if (++seen === count) {
+      stream.controller.abort();
+      break;
+    }
+  }
+  return seen;
+}
+
 /** The error that `call` ends with, as the client's user sees it. */
 export async function refused(call) {
   let value;

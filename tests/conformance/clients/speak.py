@@ -45,11 +45,17 @@ def refused(call: Callable[[], Any], *kinds: type[Exception]) -> dict[str, Any]:
     raise AssertionError("no error")
 
 
-def noticed(stream: Callable[[], Iterable[Any]]) -> dict[str, Any]:
-    """What a client says when its stream breaks: the error, and how many parts came before. Nothing noticed is a failure."""
+def noticed(stream: Callable[[], Iterable[Any]], bad: Callable[[Any], str] = lambda part: "") -> dict[str, Any]:
+    """What a client says when its stream breaks: the error, or the part that `bad` names as one, and how many good parts came before.
+
+    Raises:
+        AssertionError: it said nothing.
+    """
     seen = 0
     try:
-        for _ in stream():
+        for part in stream():
+            if told := bad(part):
+                return {"noticed": told, "text": str(part)[:300], "seen": seen}
             seen += 1
     except Exception as error:
         return {"noticed": type(error).__name__, "text": str(error)[:300], "seen": seen}
