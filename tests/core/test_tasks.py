@@ -442,6 +442,8 @@ def play(desk: Desk, step: tuple[Any, ...]) -> None:
             assert desk.over(f"t{number}", attempt=99) == []
         case ("progress", number, completed):
             desk.progress(f"t{number}", Layer("d", 10, completed))
+        case _:
+            raise AssertionError(step)
 
 
 def check_order(desk: Desk) -> None:
