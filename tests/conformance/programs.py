@@ -83,6 +83,11 @@ CLIENTS = (
     Client("ollama_npm", "ollama", "npm"),
     Client("openai_python", "openai", "Python"),
     Client("openai_npm", "openai", "npm"),
+    Client("anthropic_python", "anthropic", "Python"),
+    Client("anthropic_npm", "@anthropic-ai/sdk", "npm"),
+    Client("langchain_python", "langchain-ollama", "Python"),
+    Client("litellm_python", "litellm", "Python"),
+    Client("vercel_npm", "ollama-ai-provider-v2", "npm"),
 )
 
 
