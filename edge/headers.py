@@ -137,15 +137,16 @@ def request_head(
     return b"".join(parts)
 
 
-def own_request(upstream: Upstream, path: bytes, body: object, *, extra: Sequence[Header] = ()) -> bytes:
-    """A whole request of the router's own to a node: POST, `body` as JSON."""
-    data = msgspec.json.encode(body)
+def own_request(upstream: Upstream, path: bytes, body: object = None, *, method: bytes = b"POST", extra: Sequence[Header] = ()) -> bytes:
+    """A whole request of the router's own to a node, `body` as JSON; None: it has none."""
+    data = b"" if body is None else msgspec.json.encode(body)
     target = upstream.base_path.rstrip("/").encode("ascii", "replace") + path
-    parts = [b"POST ", target, b" HTTP/1.1\r\nHost: ", host_of(upstream), b"\r\nContent-Type: application/json"]
+    parts = [method, b" ", target, b" HTTP/1.1\r\nHost: ", host_of(upstream)]
     for name, value in extra:
         parts += (b"\r\n", name, b": ", _one_line(value))
-    parts.append(b"\r\nContent-Length: %d\r\n\r\n" % len(data))
-    parts.append(data)
+    if body is not None:
+        parts.append(b"\r\nContent-Type: application/json\r\nContent-Length: %d" % len(data))
+    parts += (b"\r\n\r\n", data)
     return b"".join(parts)
 
 
