@@ -26,7 +26,7 @@ SHOWN_AS: Final[Mapping[AgentState, str]] = {
 
 _FROM_HEARTBEAT: Final = (
     "average_response_time_ms", "gpu_usage", "gpu_memory_usage", "gpu_memory_total_mb", "gpu_memory_used_mb", "gpu_temperature",
-    "gpu_model_name", "gpu_compute_capability", "ollama_version",
+    "gpu_model_name", "gpu_compute_capability", "ollama_version", "disk_free_bytes",
 )  # fmt: skip
 
 
@@ -35,12 +35,11 @@ class Agent:
 
     __slots__ = (
         "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "beyond", "boot", "code", "cpu_usage",
-        "custom_name", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count", "gpu_devices", "gpu_memory_total_mb",
-        "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name", "gpu_temperature", "gpu_usage", "id", "instance_id",
-        "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "machine_name", "max_concurrent",
-        "memory_usage", "metrics_at", "name", "notes", "ollama_ok", "ollama_port", "ollama_version", "registered_at", "room", "simulated",
-        "slots",
-        "tags", "upstream", "wants_inventory", "weight", "why",
+        "custom_name", "disk_free_bytes", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count", "gpu_devices",
+        "gpu_memory_total_mb", "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name", "gpu_temperature", "gpu_usage",
+        "id", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "machine_name",
+        "max_concurrent", "memory_usage", "metrics_at", "name", "notes", "ollama_managed", "ollama_ok", "ollama_port", "ollama_version",
+        "registered_at", "room", "simulated", "slots", "tags", "upstream", "wants_inventory", "weight", "why",
     )  # fmt: skip
 
     def __init__(self, agent_id: AgentId, upstream: Upstream, *, state: AgentState, now_unix: UnixMs) -> None:
@@ -99,6 +98,8 @@ class Agent:
         self.gpu_temperature: float | None = None
         self.gpu_model_name: str | None = None
         self.gpu_compute_capability: str | None = None
+        self.disk_free_bytes: int | None = None
+        self.ollama_managed = False
 
     def __repr__(self) -> str:
         return f"<Agent {self.name} {self._state.value}>"
@@ -127,7 +128,7 @@ class Agent:
         """Take over what the agent says of itself; what an admin set stays."""
         self.upstream = upstream
         for name in ("machine_name", "ip_address", "ollama_version", "ollama_port", "agent_api_port", "agent_version", "instance_id",
-                     "gpu_available", "simulated"):  # fmt: skip
+                     "gpu_available", "simulated", "ollama_managed"):  # fmt: skip
             setattr(self, name, getattr(registration, name))
         self.gpu_devices = list(registration.gpu_devices)
         self.gpu_count = registration.gpu_count

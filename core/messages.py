@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from core.errors import RemoteError
+from core.transfer import Layer
 
 PROTOCOL_VERSION = 1
 
@@ -43,6 +44,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     gpu_count: int | None = None
     gpu_model: str | None = None
     simulated: bool = False
+    ollama_managed: bool = False
+    """The agent installed this Ollama itself, so the default rule of placement may give it a model."""
     protocol: int = PROTOCOL_VERSION
 
 
@@ -86,6 +89,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     ollama_version: str | None = None
     slots: int | None = None
     draining: bool = False
+    disk_free_bytes: int | None = None
+    """Free on the disk that holds the models, when the agent knows which that is."""
     boot: int = 0
     sequence: int = 0
 
@@ -98,7 +103,41 @@ class HeartbeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     gateway_credential: str | None = None
     send_inventory: bool = False
     """The coordinator lacks this node's model lists: the next heartbeat must carry them."""
-    tasks: list[Any] = []
+    tasks: list["PullOrder"] = []
+    """What this node should be pulling; one that it knows already is no second order."""
+
+
+class PullOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /pull` of an agent's gateway: download `model` with the local Ollama, and report."""
+
+    task_id: str
+    model: str
+    attempt: int = 1
+    insecure: bool = False
+
+
+class PullReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How an ordered pull stands. `over`: the work has stopped, with `error` when it failed (`lost`: Ollama said no last word)."""
+
+    task_id: str
+    attempt: int
+    phase: str = ""
+    layers: list[Layer] = []
+    over: bool = False
+    error: str | None = None
+    lost: bool = False
+
+
+class PullReports(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /api/agents/:id/tasks`: all pulls in hand, and those that ended and whose end is not confirmed yet."""
+
+    reports: list[PullReport]
+
+
+class PullReportsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`stop`: tasks of the report that are not to go on. An answer confirms the ends that were reported."""
+
+    stop: list[str] = []
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +208,7 @@ def _why_not_json(data: bytes) -> RemoteError:
 _PERCENT = ("cpu_usage", "memory_usage", "gpu_usage", "gpu_memory_usage")
 _NOT_NEGATIVE = (
     "active_requests", "gpu_memory_total_mb", "gpu_memory_used_mb", "average_response_time_ms", "avg_response_time_ms", "boot", "sequence",
+    "disk_free_bytes",
 )  # fmt: skip
 
 _COUNT_MAX = 1 << 53

@@ -73,6 +73,10 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     gpu_model_name: str | None = None
     gpu_compute_capability: str | None = None
     average_response_time_ms: float | None = None
+    disk_free_bytes: int | None = None
+    """On the disk that holds its models."""
+    ollama_managed: bool = False
+    """Its agent installed its Ollama."""
     ejections: list[EjectionView] = []
     code: str | None = None
     """What an admin approves; pending agents only."""
