@@ -123,7 +123,9 @@ class Dispatcher:
                 self._plan(request, known[0], ahead)
                 continue
             choice = self._look_at(request, ahead, effects, now=now)
-            if request.phase is not Phase.WAITING:
+            if request.phase is _TRYING and self.stirred:
+                return  # those before it may go now: they come first, in the next look
+            if request.phase is not _WAITING:
                 continue
             plan = None if choice is None else choice.agent.id
             self._plan(request, plan, ahead)

@@ -274,11 +274,11 @@ class Router:
         if not self._health.quiet:
             self._health.delivered(agent.id, request.key, request.id)
             self._look = True
-        if request.cold:
-            self._look = True
-        key, came = request.ask.key, request.came
+        key, came, inventory = request.ask.key, request.came, agent.inventory
         if key is not None and not came.unload:
-            agent.inventory.saw_loaded(key, came.runner_options, now=now)
+            if key in inventory.loading or key not in inventory.resident:
+                self._look = True  # a load is through, whoever began it
+            inventory.saw_loaded(key, came.runner_options, now=now)
 
     def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)

@@ -49,6 +49,7 @@ from core.events import (
     Refuse,
     Registered,
     RequestCame,
+    RequestEffect,
     SettingsChanged,
     Settled,
     Wait,
@@ -129,22 +130,26 @@ class Checkers:
         self.book = AgentBook(timeout_s=config.agent_timeout_s, calm_s=config.eject_max_s + config.busy_pause_max_s)
 
     def before(self, event: Event | None, *, now: Instant) -> None:
-        """Remember what must not change (R6)."""
+        """Remember what must not change (R6), and whether a deadline comes into force first."""
+        due = self._router.next_deadline()
+        self._overdue = due is not None and due <= now
         self._stale = None
         if isinstance(event, AgentRegistered):
             self._may_be_named = (*self.book.agents, event.new_id)
-        if isinstance(event, HeartbeatCame) and (stale := self.book.stale(event)) is not None:
-            due = self._router.next_deadline()
-            if due is None or due > now:
-                self._stale = (stale, self._shown(stale), self._router.statistics())
+        if isinstance(event, HeartbeatCame) and not self._overdue and (stale := self.book.stale(event)) is not None:
+            self._stale = (stale, self._shown(stale), self._router.statistics())
 
     def after(self, event: Event | None, effects: Sequence[Effect], *, now: Instant) -> None:
         """Judge one call of the router."""
         self._calls += 1
+        early = self._before_it(event, effects) if self._overdue else ()
+        for effect in early:
+            self._judge(effect, None, now)
         self.book.take(event, effects, now=now)
         self._take(event, now)
         for effect in effects:
-            self._judge(effect, event, now)
+            if effect not in early:
+                self._judge(effect, event, now)
         self._must_be_answered(event, effects)
         if event is None:
             self._timer_laws(now)
@@ -159,6 +164,16 @@ class Checkers:
                     self._invariants(self._router, now=now)
                 except AssertionError as error:
                     raise Violation("inside", str(error)) from error
+
+    def _before_it(self, event: Event | None, effects: Sequence[Effect]) -> Sequence[Effect]:
+        """What a deadline that had passed did to the request that the event is about, before the event was looked at."""
+        match event:
+            case Settled(request_id=request_id):  # which ends with nothing but its record
+                return [effect for effect in effects if isinstance(effect, RequestEffect) and effect.request_id == request_id]
+            case AttemptEnded(request_id=request_id) | FirstByte(request_id=request_id):  # it was on a node: all that can befall it
+                return [effect for effect in effects if isinstance(effect, Cut) and effect.request_id == request_id]
+            case _:
+                return ()
 
     # ------------------------------------------------------------ what happened
 

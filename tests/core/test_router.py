@@ -553,3 +553,27 @@ def test_a_model_gone_from_one_node_is_found_on_another() -> None:
     first = node_of(world.ask("r"), "r")
     effects = world.fail("r", Failure.ANSWERED, 404, "model 'm' not found")
     assert {first, node_of(effects, "r")} == {gone, good}
+
+
+def test_a_load_that_is_through_lets_others_load_whoever_began_it() -> None:
+    world = World()
+    node = world.backend("one", "m", "other", slots=2)
+    world.ask("began", "other")
+    world.ask("joined", "other")
+    assert isinstance(answer(world.ask("r"), "r"), Wait), "the node loads one model at a time"
+    world.settle("began", Ending.CANCELLED)
+    assert node_of(world.first("joined"), "r") == node
+
+
+def test_those_who_wait_for_a_load_begin_it_in_the_order_in_which_they_came() -> None:
+    world = World(busy_pause_s=1)
+    world.backend("one", "m", "other", slots=2)
+    world.ask("busy")
+    world.busy("busy")
+    world.settle("busy", Ending.CANCELLED)
+    for number in range(4):
+        world.ask(f"r{number}")
+    world.ask("preload", client="another", load_only=True)
+    world.ask("loads", "other")
+    went = [forward.request_id for forward in of(world.wait(1), Forward)]
+    assert went == ["preload", "r0"], "the preload makes the node load their model too: the first of them goes with it"

@@ -443,3 +443,18 @@ def test_others_of_the_line_are_not_overtaken() -> None:
 def test_in_all_weathers(seed: int) -> None:
     verdict = drawn(seed, every=1).run(400)
     assert verdict.passed, verdict
+
+
+def test_a_deadline_that_had_passed_comes_before_the_event() -> None:
+    """What the router did about it was due, although the event ended the request."""
+    talk = Talk()
+    talk.came("r", wait())
+    talk.router.deadline = talk.now
+    talk.settled(refuse(), record())
+    talk.came("r", forward())
+    talk.settled(record())
+    talk.came("r", forward())
+    talk.ended(Cut(request_id=RequestId("r"), reason="gone"), forward(attempt=2))
+    talk.router.deadline = None
+    with pytest.raises(Violation, match="R14"):
+        talk.settled(refuse(), record())
