@@ -19,10 +19,11 @@ import trio
 from agent.config import AgentConfig, Identity, port_of
 from agent.gateway import Gateway
 from agent.log import LogTail
-from agent.observe.host import cpu_and_memory, machine_name, source_address
+from agent.observe.host import cpu_and_memory, free_for_models, machine_name, source_address
 from agent.observe.nvidia import Nvidia
 from agent.observe.override import apply_override
 from agent.ollama.client import OllamaClient, OllamaSilent
+from agent.pulls import Pulls
 from core import messages
 from core.agent_link import (
     CALL_TIMEOUT_S,
@@ -45,7 +46,7 @@ from core.agent_link import (
 )
 from core.errors import RemoteError
 from core.events import Note
-from core.messages import GpuDevice, HeartbeatAnswer, Registration, RegistrationAnswer
+from core.messages import GpuDevice, HeartbeatAnswer, PullReports, PullReportsAnswer, Registration, RegistrationAnswer
 from core.units import Instant
 
 AGENT_VERSION: Final = "0.1.0"
@@ -119,6 +120,8 @@ class Daemon:
             nursery.start_soon(self._watch_ollama, ollama)
             nursery.start_soon(self._watch_loaded, ollama)
             nursery.start_soon(self._watch_load, nvidia)
+            pulls = self.gateway.pulls = Pulls(self.gateway.ollama(), post=self._report_pulls, seen=self._saw_installed)
+            nursery.start_soon(pulls.run)
             nursery.start_soon(self._drive)
             task_status.started()
             await self._left.wait()
@@ -194,7 +197,24 @@ class Daemon:
 
     async def _beat(self, effect: SendHeartbeat) -> None:
         answer = await self._post("/api/health", messages.encode(effect.heartbeat), effect.call, HeartbeatAnswer, {})
-        self._apply(HeartbeatAnswered(call=effect.call, answer=answer) if isinstance(answer, HeartbeatAnswer) else answer)
+        if not isinstance(answer, HeartbeatAnswer):
+            self._apply(answer)
+            return
+        self._apply(HeartbeatAnswered(call=effect.call, answer=answer))
+        if self.gateway.pulls is not None:
+            for order in answer.tasks:
+                self.gateway.pulls.take(order)
+
+    async def _report_pulls(self, reports: PullReports) -> PullReportsAnswer | None:
+        """How the ordered downloads stand; None when the coordinator did not take it."""
+        if self._link is None or not self._link.agent_id:
+            return None
+        answer = await self._post(f"/api/agents/{self._link.agent_id}/tasks", messages.encode(reports), 0, PullReportsAnswer, {})
+        return answer if isinstance(answer, PullReportsAnswer) else None
+
+    def _saw_installed(self, rows: list[Any]) -> None:
+        """What Ollama holds after a download, told before the download's end is."""
+        self._apply(OllamaPolled(installed=rows))
 
     async def _post(
         self, path: str, body: bytes, call: int, kind: type[messages.T], headers: dict[str, str]
@@ -264,9 +284,11 @@ class Daemon:
             await trio.sleep(POLL_S)
 
     async def _watch_load(self, nvidia: Nvidia) -> None:
+        here = urlsplit(self._config.ollama_url).hostname in _LOOPBACK
+
         def sample() -> Load:
             cpu, memory = cpu_and_memory()
-            return Load(cpu_usage=cpu, memory_usage=memory, **nvidia.load())
+            return Load(cpu_usage=cpu, memory_usage=memory, disk_free_bytes=free_for_models() if here else None, **nvidia.load())
 
         while True:
             self._apply(LoadSampled(load=await trio.to_thread.run_sync(sample)))

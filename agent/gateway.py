@@ -26,6 +26,7 @@ import trio
 
 from agent.config import port_of
 from agent.log import LINES_MAX, LogTail
+from agent.pulls import Pulls, order_from
 from core.errors import ConfigError
 from core.events import Failure, Route, Upstream
 from core.units import GIB, MIB
@@ -33,6 +34,7 @@ from edge.body import Body, BodyBudget, read_body
 from edge.denied import Denied
 from edge.headers import error_response, request_head, response_head, safe_value, simple_response
 from edge.listener import Listener, bind
+from edge.model_work import NodeOllama
 from edge.pool import DialFailed, Pool
 from edge.relay import FAILURE_HEADER, Failed, Good, open_answer, pour
 from edge.web import WebPass
@@ -62,6 +64,8 @@ class Gateway:
         parts = urlsplit(ollama_url)
         self.credential: bytes | None = None
         self.average_response_time_ms: float | None = None
+        self.pulls: Pulls | None = None
+        """Who does the downloads that the coordinator orders."""
         self._upstream = Upstream(host=parts.hostname or "", port=port_of(ollama_url), base_path=parts.path)
         self._tail = tail
         self._watch = Watch()
@@ -75,6 +79,10 @@ class Gateway:
     def in_flight(self) -> tuple[str, ...]:
         """The ids of the inference requests inside, oldest first."""
         return tuple(self._in_flight.values())
+
+    def ollama(self) -> NodeOllama:
+        """The local Ollama, for work on its models; once the gateway runs."""
+        return NodeOllama(self._pool, self._upstream)
 
     def listen(self, host: str, port: int) -> int:
         """Open the port, 0 for any free one; before `run`. Returns which it is.
@@ -231,11 +239,13 @@ class _Others:
         """Answer one request. Raises HttpError, ClientGone."""
         gateway = self._gateway
         if head.path == "/healthz":
-            await self._say(conn, head, 200, {"status": "ok"})
+            await self._show(conn, head, 200, {"status": "ok"})
         elif not gateway.allowed(head):
             await conn.send(error_response(401, _UNKNOWN_CALLER, request_id=_new_id(), keep_alive=not conn.must_close))
         elif head.path == "/logs":
             await self._logs(conn, head)
+        elif head.path == "/pull" or head.path.startswith("/pull/"):
+            await self._order(conn, head)
         else:
             await self._pass(conn, head)
 
@@ -243,15 +253,40 @@ class _Others:
         asked = parse_qs(head.query.decode("latin-1")).get("tail", [str(LINES_DEFAULT)])[-1]
         count = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0
         if not 1 <= count <= LINES_MAX:
-            await self._say(conn, head, 400, {"error": f"tail must be a whole number from 1 to {LINES_MAX}"})
+            await self._show(conn, head, 400, {"error": f"tail must be a whole number from 1 to {LINES_MAX}"})
             return
         tail = self._gateway._tail
-        await self._say(conn, head, 200, {"lines": tail.last(count) if tail is not None else []})
+        await self._show(conn, head, 200, {"lines": tail.last(count) if tail is not None else []})
 
-    async def _say(self, conn: ClientConnection, head: RequestHead, status: int, value: object) -> None:
+    async def _order(self, conn: ClientConnection, head: RequestHead) -> None:
+        """`POST /pull`: begin a download. `DELETE /pull/<task id>`: stop it."""
+        pulls, task_id = self._gateway.pulls, head.path.removeprefix("/pull").strip("/")
+        if head.method != ("DELETE" if task_id else "POST"):
+            await self._say(conn, head, 405, {"error": "download with POST /pull, stop one with DELETE /pull/<task id>"})
+        elif pulls is None:
+            await self._say(conn, head, 503, {"error": "the agent is not ready for downloads yet"})
+        elif task_id:
+            found = pulls.stop(task_id)
+            await self._say(conn, head, 202 if found else 404, {"status": "stopping"} if found else {"error": "there is no such task"})
+        else:
+            body = await read_body(conn, head, self._gateway._budget)
+            try:
+                order = order_from(body.data or b"")
+            except msgspec.MsgspecError:
+                await self._say(conn, head, 400, {"error": 'the body must be {"task_id": ..., "model": ...}'})
+            else:
+                pulls.take(order)
+                await self._say(conn, head, 202, {"status": "accepted", "task_id": order.task_id})
+            finally:
+                body.close()
+
+    async def _show(self, conn: ClientConnection, head: RequestHead, status: int, value: object) -> None:
         if head.method not in ("GET", "HEAD"):
             status, value = 405, {"error": f"{head.path} takes GET only"}
-        extra = [(b"X-Request-Id", _new_id().encode())] + ([(b"Allow", b"GET, HEAD")] if status == 405 else [])
+        await self._say(conn, head, status, value, allow=b"GET, HEAD")
+
+    async def _say(self, conn: ClientConnection, head: RequestHead, status: int, value: object, *, allow: bytes = b"POST, DELETE") -> None:
+        extra = [(b"X-Request-Id", _new_id().encode())] + ([(b"Allow", allow)] if status == 405 else [])
         head_only = head.method == "HEAD"
         await conn.send(
             simple_response(status, msgspec.json.encode(value), extra=extra, keep_alive=not conn.must_close, head_only=head_only)

@@ -55,6 +55,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     gpu_temperature: float | None = None
     gpu_model_name: str | None = None
     gpu_compute_capability: str | None = None
+    disk_free_bytes: int | None = None
 
 
 # ---------------------------------------------------------------- events

@@ -3,9 +3,15 @@
 Measures, decides nothing. Sync and possibly slow: call it from a worker thread.
 """
 
+import os
 import socket
+from pathlib import Path
+from typing import Final
 
 import psutil
+
+MODEL_DIRECTORIES: Final = ("~/.ollama/models", "/usr/share/ollama/.ollama/models")
+"""Where Ollama keeps models when `OLLAMA_MODELS` does not say: of a user's own, and of the service that its script installs."""
 
 
 def cpu_and_memory() -> tuple[float, float]:
@@ -16,6 +22,19 @@ def cpu_and_memory() -> tuple[float, float]:
 def machine_name() -> str:
     """What this machine calls itself."""
     return socket.gethostname() or "unnamed"
+
+
+def free_for_models() -> int | None:
+    """Free bytes of the disk that holds the models; None when it is not known which that is."""
+    chosen = os.environ.get("OLLAMA_MODELS")
+    for place in [chosen] if chosen else MODEL_DIRECTORIES:
+        path = Path(place).expanduser()
+        try:
+            if path.is_dir():
+                return int(psutil.disk_usage(str(path)).free)
+        except OSError:  # another user's directory
+            continue
+    return None
 
 
 def source_address(host: str, port: int) -> str | None:
