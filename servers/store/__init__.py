@@ -1,0 +1,1 @@
+"""What outlives a restart: history, agents, keys, tasks, policy, counters; in SQLite or PostgreSQL."""
