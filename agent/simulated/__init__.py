@@ -2,6 +2,18 @@
 
 from agent.simulated.faults import Fault
 from agent.simulated.models import Knobs, NodeSpec, SimulatedModel, demo_nodes, guessed_model, recorded_models
+from agent.simulated.registry import Failure, Registry
 from agent.simulated.server import SimulatedOllama
 
-__all__ = ["Fault", "Knobs", "NodeSpec", "SimulatedModel", "SimulatedOllama", "demo_nodes", "guessed_model", "recorded_models"]
+__all__ = [
+    "Failure",
+    "Fault",
+    "Knobs",
+    "NodeSpec",
+    "Registry",
+    "SimulatedModel",
+    "SimulatedOllama",
+    "demo_nodes",
+    "guessed_model",
+    "recorded_models",
+]

@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from agent.simulated.answers import Question, go_json
-from agent.simulated.models import Knobs, SimulatedModel, parse_name
+from agent.simulated.models import Knobs, SimulatedModel
+from agent.simulated.names import parse_name
 from agent.simulated.reading import Refusal
 
 THINK_LEVELS: Final = ("high", "medium", "low", "max")
@@ -184,7 +185,7 @@ def ask_generate(fields: dict[str, Any], find: Finder, knobs: Knobs) -> Ask:
         raise Refusal(400, f'"{spelling}" does not support thinking')
     if fields.get("suffix") and not model.can("insert"):
         raise Refusal(400, f"{model.full_name} does not support insert")
-    options = checked_options(fields.get("options", {}))
+    options = checked_options({**model.parameters, **fields.get("options", {})})
     template = fields.get("template", "")
     if template.count("{{") != template.count("}}"):
         raise Refusal(500, "template: :1: unclosed action")
@@ -216,7 +217,7 @@ def ask_chat(fields: dict[str, Any], find: Finder, knobs: Knobs) -> Ask:
         raise Refusal(400, f"{model.full_name} does not support tools")
     if think and not model.can("thinking"):
         raise Refusal(400, f'"{spelling}" does not support thinking')
-    options = checked_options(fields.get("options", {}))
+    options = checked_options({**model.parameters, **fields.get("options", {})})
     read = "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in messages)
     asked = messages[-1] if messages else {}
     last = asked.get("content", "") if asked.get("role", "").lower() == "user" else ""
@@ -323,7 +324,7 @@ def ask_embeddings(fields: dict[str, Any], find: Finder, knobs: Knobs) -> Ask:
 def _ask_embedding(
     fields: dict[str, Any], knobs: Knobs, model: SimulatedModel, inputs: list[str], keep: float | None, *, error_status: int
 ) -> Ask:
-    options = checked_options(fields.get("options", {}))
+    options = checked_options({**model.parameters, **fields.get("options", {})})
     context = min(options.get("num_ctx") or knobs.context, model.context_length)
     lengths = [model.tokens(text) for text in inputs]
     error = None

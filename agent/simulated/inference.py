@@ -14,9 +14,10 @@ import trio
 
 from agent.simulated import native, openai
 from agent.simulated.answers import Piece, answer, go_json, whole_microseconds
-from agent.simulated.asking import Ask, Finder
+from agent.simulated.asking import Ask
 from agent.simulated.engine import Desk, Engine, RequestLog
 from agent.simulated.faults import BUSY, LINE_TEXT, LOAD_TEXT, RUNNER_GONE, Fault, Faults
+from agent.simulated.library import Library
 from agent.simulated.models import Knobs
 from agent.simulated.native import JSON_TYPE, Figures, Wall
 from agent.simulated.openai import TranslationError
@@ -34,12 +35,12 @@ MID_STREAM: Final = frozenset({"close", "reset", "cut", "end", "error", "stall",
 class Inference:
     """Serves the inference routes of one node."""
 
-    def __init__(self, engine: Engine, faults: Faults, knobs: Knobs, find: Finder, wall: Wall) -> None:
+    def __init__(self, engine: Engine, faults: Faults, knobs: Knobs, library: Library, wall: Wall) -> None:
         self.engine = engine
+        self.library = library
         self.knobs = knobs
         self.wall = wall
         self._faults = faults
-        self._find = find
 
     async def serve(self, request: Request, reply: Reply, log: RequestLog) -> None:
         """Answer `request`. Raises `ConnectionOver` when the connection is of no further use."""
@@ -54,7 +55,7 @@ class Inference:
             if fault is not None and await self.at_once(fault, reply):
                 return
             stream_headers = protocol.stream_headers if fields.get("stream") else ()
-            ask = protocol.ask(fields, self._find, self.knobs)
+            ask = protocol.ask(fields, self.library.for_inference, self.knobs)
         except (Refusal, TranslationError) as refusal:
             if isinstance(refusal, Refusal):
                 reply.extra += stream_headers
@@ -104,6 +105,7 @@ class _Serving:
 
     def __init__(self, owner: Inference, ask: Ask, reply: Reply, log: RequestLog, fault: Fault | None, route: str, began: float) -> None:
         self._engine = owner.engine
+        self._runner = owner.library.runner_name(ask.model)
         self._knobs = owner.knobs
         self._ask = ask
         self._reply = reply
@@ -125,7 +127,7 @@ class _Serving:
         """Serve it; the machine is let go of in any case."""
         ask, reply = self._ask, self._reply
         if ask.purpose == "unload":
-            self._engine.unload(ask.model.name)
+            self._engine.unload(self._runner)
             await reply.whole(200, self._writer.loaded("unload"), JSON_TYPE)
             return
         if ask.purpose == "render":
@@ -150,7 +152,7 @@ class _Serving:
         fault = self._fault
         came = Came(
             request_id=self._log.request_id,
-            model=ask.model.name,
+            model=self._runner,
             num_ctx=ask.num_ctx,
             options=ask.runner_options,
             keep_alive_s=ask.keep_alive_s,

@@ -11,16 +11,24 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.simulated.reading import Refusal
+from agent.simulated.names import Parts, display_name, full, literal_name
 from core.simulation.node import ModelTiming, NodeTiming
 from core.units import GIB
 
-DEFAULT_HOST: Final = "registry.ollama.ai"
-PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
-NAMESPACE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
-HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
+CONFIG_BYTES: Final = 148
 SIZE_TAG: Final = re.compile(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
-CLOUD_OFF: Final = "ollama cloud is disabled: remote model is unavailable"
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One blob of a model."""
+
+    digest: str  # 64 hex digits
+    size_bytes: int
+
+
+def text_layer(text: str) -> Layer:
+    """The blob of a text."""
+    return Layer(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), len(text.encode("utf-8", "replace")))
 
 
 class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +46,12 @@ class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ("completion",)
     modified_at: str = "2026-11-22T12:00:00Z"
     template: str = "{{ .Prompt }}"
+    system: str = ""
+    license: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+    messages: tuple[tuple[str, str], ...] = ()
+    parent_model: str = ""
+    layers: tuple[Layer, ...] = ()  # weights first, configuration last; made up from the other facts when empty
     context_bytes: int = 0
     decode_tokens_s: float = 50.0
     prefill_tokens_s: float = 1000.0
@@ -51,7 +65,24 @@ class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def full_name(self) -> str:
         """The name with host and namespace, as some errors show it."""
-        return "/".join(parse_name(self.name)[:3]) + ":" + parse_name(self.name)[3]
+        return full(self.parts)
+
+    @property
+    def parts(self) -> Parts:
+        """Host, namespace, model and tag."""
+        parts = literal_name(self.name)
+        assert parts is not None, f"a model must have a name that Ollama takes, {self.name!r} is none"
+        return parts
+
+    @property
+    def all_layers(self) -> tuple[Layer, ...]:
+        """Its blobs: weights, template, configuration. Their sizes add up to that of the model."""
+        if self.layers:
+            return self.layers
+        config = Layer(hashlib.sha256(f"configuration {self.hex_digest}".encode()).hexdigest(), min(CONFIG_BYTES, self.size_bytes // 3))
+        template = Layer(text_layer(self.template).digest, min(text_layer(self.template).size_bytes, self.size_bytes // 3))
+        weights = hashlib.sha256(f"weights {self.weights or self.hex_digest}".encode()).hexdigest()
+        return Layer(weights, self.size_bytes - template.size_bytes - config.size_bytes), template, config
 
     def can(self, capability: str) -> bool:
         """Whether `/api/show` lists `capability`."""
@@ -64,7 +95,7 @@ class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True):
     def details(self, *, lengths: bool) -> dict[str, Any]:
         """`details`: with the two lengths in tags, without in show and ps."""
         details: dict[str, Any] = {
-            "parent_model": "",
+            "parent_model": self.parent_model,
             "format": "gguf",
             "family": self.family,
             "families": [self.family],
@@ -96,6 +127,11 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache: bool = True
     version: str = "0.33.0"
     check_host: bool = True
+    disk_bytes: int | None = None  # of the blobs; None: no end
+    startup_s: float = 0.0  # the port is open, nothing is answered
+    tags_s: float = 0.0  # how long after the start lists are answered
+    hash_bytes_s: float = 1.5e9  # how fast what was pulled is verified
+    noprune: bool = False  # a pull leaves the layers that it replaces
     answer_tokens: int | None = None  # how long an answer is when the request sets no limit
     banner: bool = True  # say in a header that this is a simulation
 
@@ -134,36 +170,6 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     models: tuple[SimulatedModel, ...]
     knobs: Knobs
-
-
-def parse_name(spelling: str) -> tuple[str, str, str, str]:
-    """Host, namespace, model and tag of `spelling`, letter case kept. Raises `Refusal` as Ollama does."""
-    name = spelling.strip()
-    sources = []
-    while (suffix := name.rpartition(":")[2].lower()) in ("cloud", "local") and ":" in name:
-        name = name.rpartition(":")[0]
-        sources.append(suffix)
-    if len(sources) > 1:
-        raise Refusal(400, f'use either :local or :cloud, not both: "{spelling}"')
-    if sources == ["cloud"] or name.rpartition("/")[2].partition(":")[2].lower().endswith("-cloud"):
-        raise Refusal(403, CLOUD_OFF)
-    before, _, last = name.rpartition("/")
-    model, colon, tag = last.partition(":")
-    host, _, namespace = before.rpartition("/")
-    host = host.rpartition("//")[2] or DEFAULT_HOST
-    parts = (host, namespace or "library", model, tag if colon else "latest")
-    checks = (HOST, NAMESPACE, PART, PART)
-    if not all(check.fullmatch(part) for check, part in zip(checks, parts, strict=True)):
-        raise Refusal(400, "invalid model name")
-    return parts
-
-
-def display_name(spelling: str) -> str:
-    """The name as lists show it: defaults left out, the tag kept."""
-    host, namespace, model, tag = parse_name(spelling)
-    if host != DEFAULT_HOST:
-        return f"{host}/{namespace}/{model}:{tag}"
-    return f"{model}:{tag}" if namespace == "library" else f"{namespace}/{model}:{tag}"
 
 
 def recorded_models() -> tuple[SimulatedModel, ...]:

@@ -6,7 +6,7 @@ cannot be set here, as in the real one.
 
 import base64
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import msgspec
 
 from agent.simulated.answers import Piece, dice_for, go_json, logprobs, vector
 from agent.simulated.asking import Ask, Finder, ask_chat, ask_embed, ask_generate
-from agent.simulated.models import Knobs, SimulatedModel, parse_name
+from agent.simulated.models import Knobs, SimulatedModel
 from agent.simulated.native import BARE_JSON_TYPE, JSON_TYPE, Figures, Wall
 from agent.simulated.reading import Refusal
 
@@ -290,10 +290,10 @@ def embedded(ask: Ask) -> bytes:
 def model_row(model: SimulatedModel, shown: str) -> dict[str, Any]:
     """A row of `/v1/models`, under the name `shown`."""
     created = int(datetime.fromisoformat(model.modified_at[:19] + "+00:00").timestamp())
-    return {"id": shown, "object": "model", "created": created, "owned_by": parse_name(model.name)[1]}
+    return {"id": shown, "object": "model", "created": created, "owned_by": model.parts[1]}
 
 
-def models(known: Iterable[SimulatedModel]) -> bytes:
+def models(known: Sequence[SimulatedModel]) -> bytes:
     """The answer of `/v1/models`; no models are `null`."""
-    rows = [model_row(model, model.name) for model in sorted(known, key=lambda model: model.modified_at, reverse=True)]
+    rows = [model_row(model, model.name) for model in known]
     return go_json({"object": "list", "data": rows or None}) + b"\n"

@@ -58,6 +58,18 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
     "EmbeddingRequest": {"model": "string", "prompt": "string", "keep_alive": "any", "options": "map"},
     "ShowRequest": {"model": "string", "name": "string", "verbose": "bool", "system": "string", "options": "map"},
     "DeleteRequest": {"model": "string", "name": "string"},
+    "CopyRequest": {"source": "string", "destination": "string"},
+    "PullRequest": {
+        "model": "string", "name": "string", "insecure": "bool", "username": "string", "password": "string", "stream": "bool",
+    },
+    "PushRequest": {
+        "model": "string", "name": "string", "insecure": "bool", "username": "string", "password": "string", "stream": "bool",
+    },
+    "CreateRequest": {
+        "model": "string", "name": "string", "stream": "bool", "quantize": "string", "from": "string", "remote_host": "string",
+        "files": "map", "adapters": "map", "template": "string", "license": "any", "system": "string", "parameters": "map",
+        "messages": "[]api.Message", "renderer": "string", "parser": "string", "requires": "string", "info": "map",
+    },
     "ChatCompletionRequest": {
         "model": "string", "messages": "[]openai.Message", "stream": "bool", "stream_options": "openai.StreamOptions",
         "max_tokens": "int", "seed": "int", "stop": "any", "temperature": "float64", "top_p": "float64", "frequency_penalty": "float64",

@@ -6,7 +6,6 @@ Decides statuses and bodies. Inference is `inference.py`'s.
 import ipaddress
 import math
 import posixpath
-from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -15,7 +14,10 @@ import trio
 from agent.simulated import native, openai
 from agent.simulated.answers import go_json, go_time
 from agent.simulated.engine import Engine
-from agent.simulated.models import CLOUD_OFF, SimulatedModel, display_name, parse_name
+from agent.simulated.library import Library
+from agent.simulated.managing import Managing
+from agent.simulated.models import Knobs, SimulatedModel
+from agent.simulated.names import CLOUD_OFF, parse_name
 from agent.simulated.native import JSON_TYPE, Wall
 from agent.simulated.reading import Refusal, read_request
 from agent.simulated.wire import Header, Reply, Request
@@ -38,6 +40,10 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "/api/embed": ("POST",),
     "/api/embeddings": ("POST",),
     "/api/delete": ("DELETE",),
+    "/api/copy": ("POST",),
+    "/api/pull": ("POST",),
+    "/api/push": ("POST",),
+    "/api/create": ("POST",),
     "/api/experimental/web_search": ("POST",),
     "/api/experimental/web_fetch": ("POST",),
     "/api/experimental/model-recommendations": ("GET",),
@@ -49,7 +55,10 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "/v1/audio/transcriptions": ("POST",),
     "/v1/models": ("GET",),
 }
-"""What is routed, and `Allow`. `/v1/models/<name>` comes on top."""
+"""What is routed, and `Allow`."""
+PARENTS: Final[dict[str, tuple[str, ...]]] = {"/v1/models": ("GET",), "/api/blobs": ("HEAD", "POST")}
+"""The same, of paths with one name more."""
+MANAGED: Final = ("/api/copy", "/api/delete", "/api/pull", "/api/push", "/api/create", "/api/blobs/")
 
 ALLOWED_HEADERS: Final = (
     b"Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,X-Stainless-Async,"
@@ -72,8 +81,9 @@ LOCAL_SUFFIXES: Final = (".localhost", ".local", ".internal")
 
 def methods_of(path: str) -> tuple[str, ...]:
     """The methods that `path` takes; none for an unknown one."""
-    if path.startswith("/v1/models/") and "/" not in path.removeprefix("/v1/models/"):
-        return ("GET",)
+    before, _, last = path.rpartition("/")
+    if last and before in PARENTS:
+        return PARENTS[before]
     return METHODS.get(path, ())
 
 
@@ -101,19 +111,13 @@ def origin_allowed(origin: str) -> bool:
 class Routes:
     """The routes that need no scheduling."""
 
-    def __init__(
-        self, models: dict[tuple[str, ...], SimulatedModel], engine: Engine, *, version: str, check_host: bool, wall: Wall
-    ) -> None:
-        self._models = models
-        self._ever = dict(models)  # a deleted model may still be loaded
+    def __init__(self, library: Library, managing: Managing, engine: Engine, knobs: Knobs, wall: Wall) -> None:
+        self._library = library
+        self._managing = managing
         self._engine = engine
-        self._version = version
-        self._check_host = check_host
+        self._version = knobs.version
+        self._check_host = knobs.check_host
         self._wall = wall
-
-    def find(self, spelling: str) -> SimulatedModel | None:
-        """The model that `spelling` names."""
-        return self._models.get(tuple(part.lower() for part in parse_name(spelling)))
 
     async def gate(self, request: Request, reply: Reply) -> bool:
         """Origin, Host, path and method. True when the request may go on; else it has been answered."""
@@ -162,18 +166,17 @@ class Routes:
                 case "/api/status":
                     await reply.whole(200, b'{"cloud":{"disabled":true,"source":"env"}}', JSON_TYPE)
                 case "/api/tags":
-                    await reply.whole(200, native.tags(self._models.values()), JSON_TYPE)
+                    await reply.whole(200, native.tags(self._library.rows()), JSON_TYPE)
                 case "/api/ps":
                     await reply.whole(200, self._ps(), JSON_TYPE)
                 case "/api/show":
                     await reply.whole(200, self._show(bytes(request.body)), JSON_TYPE)
-                case "/api/delete":
-                    self._delete(bytes(request.body))
-                    await reply.whole(200, b"", "")
                 case "/api/experimental/model-recommendations":
                     await reply.whole(200, b'{"recommendations":[]}', JSON_TYPE)
                 case "/v1/models":
-                    await reply.whole(200, openai.models(self._models.values()), native.BARE_JSON_TYPE)
+                    await reply.whole(200, openai.models(self._library.rows()), native.BARE_JSON_TYPE)
+                case path if path.startswith(MANAGED):
+                    await self._managing.answer(request, reply)
                 case path if path.startswith("/v1/models/"):
                     await reply.whole(200, self._v1_model(path.removeprefix("/v1/models/")), native.BARE_JSON_TYPE)
                 case _:
@@ -191,7 +194,7 @@ class Routes:
             left_s = FOR_EVER_S if math.isinf(row.expires_at) else row.expires_at - now
             rows.append(
                 native.ps_row(
-                    self._ever[tuple(part.lower() for part in parse_name(row.model))],
+                    self._library.loaded_as(row.model),
                     size_bytes=row.size_bytes,
                     in_memory_bytes=row.in_memory_bytes,
                     context=row.context,
@@ -200,35 +203,23 @@ class Routes:
             )
         return go_json({"models": rows})
 
-    def _named(self, body: bytes, struct: str) -> tuple[SimulatedModel, dict[str, object]]:
-        fields = read_request(body, struct)
+    def _show(self, body: bytes) -> bytes:
+        fields = read_request(body, "ShowRequest")
         spelling = fields.get("model") or fields.get("name") or ""
         if not spelling.strip():
             raise Refusal(400, "model is required")
-        model = self.find(spelling)
-        if model is None:
-            raise Refusal(404, f"model '{spelling if struct == 'DeleteRequest' else display_name(spelling)}' not found")
-        return model, fields
+        parse_name(spelling, service="remote model details are unavailable")
+        return native.show(self._known(spelling), verbose=bool(fields.get("verbose")))
 
-    def _show(self, body: bytes) -> bytes:
-        model, fields = self._named(body, "ShowRequest")
-        return native.show(model, verbose=bool(fields.get("verbose")))
-
-    def _delete(self, body: bytes) -> None:
-        model, _ = self._named(body, "DeleteRequest")
-        del self._models[tuple(part.lower() for part in parse_name(model.name))]
+    def _known(self, spelling: str) -> SimulatedModel:
+        model = self._library.find(spelling)
+        if model is None or not self._library.whole(model):
+            raise Refusal(404, f"model '{self._library.display(spelling)}' not found")
+        return model
 
     def _v1_model(self, spelling: str) -> bytes:
-        model = self.find(spelling)
-        if model is None:
-            raise Refusal(404, f"model '{display_name(spelling)}' not found")
-        return go_json(openai.model_row(model, spelling)) + b"\n"
+        return go_json(openai.model_row(self._known(spelling), spelling)) + b"\n"
 
 
 def _native_refusal(refusal: Refusal) -> tuple[str, bytes]:
     return native.refused(refusal, stream=False)
-
-
-def by_name(models: Iterable[SimulatedModel]) -> dict[tuple[str, ...], SimulatedModel]:
-    """`models` under their normalised names."""
-    return {tuple(part.lower() for part in parse_name(model.name)): model for model in models}

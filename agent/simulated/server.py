@@ -23,8 +23,12 @@ import trio
 from agent.simulated.engine import LOG_LIMIT, Engine, RequestLog
 from agent.simulated.faults import INFERENCE, Faults
 from agent.simulated.inference import Inference, say_cancelled
+from agent.simulated.library import Library
+from agent.simulated.managing import Managing
 from agent.simulated.models import Knobs, NodeSpec, SimulatedModel, guessed_model
-from agent.simulated.routes import Routes, by_name
+from agent.simulated.registry import Registry
+from agent.simulated.routes import Routes
+from agent.simulated.transfer import Transfers
 from agent.simulated.wire import Connection, ConnectionOver, Reply, Request
 from core.simulation.node import Change, RunnerChanged
 
@@ -40,20 +44,23 @@ class SimulatedOllama:
         name: str = "simulated",
         models: Iterable[SimulatedModel | str] = ("llama3.2:3b",),
         knobs: Knobs | None = None,
+        registry: Registry | None = None,
         **settings: Any,
     ) -> None:
         self.name = name
         self.knobs = msgspec.structs.replace(knobs, **settings) if knobs is not None else Knobs(**settings)
         known = [guessed_model(model) if isinstance(model, str) else model for model in models]
-        self.models = by_name(known)
-        self.engine = Engine(self.knobs.node_timing(), {model.name: self.knobs.model_timing(model) for model in known})
+        self.library = Library(known, self.knobs, time.time_ns)
+        self.transfers = Transfers(self.library, registry or Registry())
+        self.engine = Engine(self.knobs.node_timing(), self.library.timings)
         self.faults = Faults(self.knobs.seed)
         self.log: deque[RequestLog] = deque(maxlen=LOG_LIMIT)
         self.connections_accepted = 0
         self.host = ""
         self.port = 0
-        self._routes = Routes(self.models, self.engine, version=self.knobs.version, check_host=self.knobs.check_host, wall=time.time_ns)
-        self._inference = Inference(self.engine, self.faults, self.knobs, self._routes.find, time.time_ns)
+        self._managing = Managing(self.library, self.transfers)
+        self._routes = Routes(self.library, self._managing, self.engine, self.knobs, time.time_ns)
+        self._inference = Inference(self.engine, self.faults, self.knobs, self.library, time.time_ns)
         self._banner = name.encode("ascii", "replace") if self.knobs.banner else b""
         self._connections: set[Connection] = set()
         self._listening: trio.socket.SocketType | None = None
@@ -78,6 +85,16 @@ class SimulatedOllama:
     def in_flight(self) -> int:
         """Requests that the machine works on or keeps waiting."""
         return self.engine.node.in_flight
+
+    @property
+    def models(self) -> dict[tuple[str, ...], SimulatedModel]:
+        """The models that it has, under their normalised names; a test may take some away or put others in their place."""
+        return self.library.models
+
+    @property
+    def registry(self) -> Registry:
+        """What it pulls from."""
+        return self.transfers.registry
 
     @property
     def max_in_flight(self) -> int:
@@ -105,6 +122,7 @@ class SimulatedOllama:
     async def run(self, host: str = "127.0.0.1", port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, stopped or killed; reports its port. May be called again afterwards."""
         self.engine.restart()
+        self.library.restarted()
         self._stopped = trio.Event()
         try:
             if self._listening is None:
@@ -185,7 +203,7 @@ class SimulatedOllama:
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections_accepted += 1
-            nursery.start_soon(self._converse, Connection(sock, time.time_ns))
+            nursery.start_soon(self._converse, Connection(sock, self._managing.unread))
 
     # -- a connection
 
@@ -197,6 +215,8 @@ class SimulatedOllama:
                 while (request := await connection.next_request()) is not None:
                     if not await self._answer(connection, request):
                         break
+                if connection.lingers:
+                    await connection.linger()
                 nursery.cancel_scope.cancel()
         finally:
             self._connections.discard(connection)

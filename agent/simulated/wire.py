@@ -9,7 +9,7 @@ the request in work at once.
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 from urllib.parse import unquote_to_bytes
 
@@ -25,8 +25,10 @@ BODY_LIMIT: Final = 1 << 28
 LENGTH_LIMIT: Final = 2048
 """Larger answers are chunked."""
 PIPELINED: Final = 4
+LINGER_S: Final = 0.5
 REASONS: Final = {
-    200: b"OK", 204: b"No Content", 301: b"Moved Permanently", 307: b"Temporary Redirect", 400: b"Bad Request", 401: b"Unauthorized",
+    200: b"OK", 201: b"Created",
+    204: b"No Content", 301: b"Moved Permanently", 307: b"Temporary Redirect", 400: b"Bad Request", 401: b"Unauthorized",
     403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed", 429: b"Too Many Requests", 499: b"status code 499",
     500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
@@ -41,7 +43,7 @@ class ConnectionOver(Exception):
 class Request:
     """One request, whole. `path` is percent-decoded, `fields` has lower-case names, the last of equal ones."""
 
-    __slots__ = ("body", "fields", "headers", "http10", "keep_alive", "method", "path", "target")
+    __slots__ = ("body", "fields", "headers", "http10", "keep_alive", "method", "path", "target", "truncated", "unread")
 
     def __init__(self, method: str, target: bytes, headers: list[Header], *, http10: bool, keep_alive: bool) -> None:
         self.method = method
@@ -52,12 +54,16 @@ class Request:
         self.http10 = http10
         self.keep_alive = keep_alive
         self.body = bytearray()
+        self.truncated = False  # the client stopped sending before the end of the body
+        self.unread = False  # nobody wants the body: the answer is final, and the connection good for nothing more
 
 
 class _Parser:
-    """httptools' callbacks, gathering requests."""
+    """httptools' callbacks, gathering requests. `unread` says whose body nobody wants; with such a one the connection is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, unread: Callable[[Request], bool]) -> None:
+        self._unread = unread
+        self.stopped = False
         self.http = httptools.HttpRequestParser(self)
         self.ready: list[Request] = []
         self.expecting = False  # a head asked for leave to send its body
@@ -86,26 +92,41 @@ class _Parser:
         method = self.http.get_method().decode("latin-1")
         http10 = self.http.get_http_version() == "1.0"
         self._request = Request(method, self._target, self._headers, http10=http10, keep_alive=self.http.should_keep_alive())
-        if self._request.fields.get(b"expect", b"").lower() == b"100-continue":
+        if self._unread(self._request):
+            self._request.unread = self.stopped = True
+            self.ready.append(self._request)
+        elif self._request.fields.get(b"expect", b"").lower() == b"100-continue":
             self.expecting = True
 
     def on_body(self, body: bytes) -> None:
         assert self._request is not None
+        if self.stopped:
+            return
         self._request.body += body
         if len(self._request.body) > BODY_LIMIT:
             raise ConnectionOver
 
     def on_message_complete(self) -> None:
         assert self._request is not None
-        self.ready.append(self._request)
+        if not self.stopped:
+            self.ready.append(self._request)
+            self._request = None
+
+    def cut_off(self) -> Request | None:
+        """The request whose body did not come to its end."""
+        if self._request is not None:
+            self._request.truncated = True
+            self._request.keep_alive = False
+        return self._request
 
 
 class Connection:
     """A client's connection: one task reads, another answers."""
 
-    def __init__(self, sock: trio.socket.SocketType, wall: Wall) -> None:
+    def __init__(self, sock: trio.socket.SocketType, unread: Callable[[Request], bool]) -> None:
         self._sock = sock
-        self._wall = wall
+        self._unread = unread
+        self.lingers = False  # what is still being sent is not read
         self._send_requests, self._requests = trio.open_memory_channel[Request](PIPELINED)
         self._scope: trio.CancelScope | None = None
         self.gone_at: float | None = None
@@ -113,7 +134,7 @@ class Connection:
 
     async def read(self) -> None:
         """Read until the client stops sending; then whatever is in work is cancelled."""
-        parser = _Parser()
+        parser = _Parser(self._unread)
         async with self._send_requests:
             try:
                 while data := await self._sock.recv(RECEIVE_BYTES):
@@ -124,6 +145,12 @@ class Connection:
                     for request in parser.ready:
                         await self._send_requests.send(request)
                     parser.ready.clear()
+                    if parser.stopped:
+                        self.lingers = True
+                        return
+                if (cut := parser.cut_off()) is not None:
+                    await self._send_requests.send(cut)
+                    return
             except httptools.HttpParserUpgrade:
                 pass
             except httptools.HttpParserError:
@@ -164,6 +191,14 @@ class Connection:
         except (OSError, trio.ClosedResourceError):
             raise ConnectionOver from None
 
+    async def linger(self) -> None:
+        """Say that nothing more comes, and give the client time to read that before unread bytes make a reset of it."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+        await trio.sleep(LINGER_S)
+
     def reset(self) -> NoReturn:
         """End the connection with RST."""
         try:
@@ -187,7 +222,7 @@ class Reply:
         self.began = False  # the head is out
         self.first_byte: float | None = None
         self.last_byte: float | None = None
-        self.keep_alive = request.keep_alive
+        self.keep_alive = request.keep_alive and not request.unread
         self.piece_bytes = 0  # drip: write in pieces of so many bytes
         self.pause_s = 0.0
         self.hang_up = False  # close the connection after this answer, without a word
@@ -196,10 +231,12 @@ class Reply:
         self._banner = banner
         self._chunked = False
 
-    async def whole(self, status: int, body: bytes, content_type: str, headers: Sequence[Header] = (), *, chunked: bool = False) -> None:
-        """The whole answer; `chunked` as streams have it, else by its size."""
+    async def whole(
+        self, status: int, body: bytes, content_type: str, headers: Sequence[Header] = (), *, chunked: bool = False, bare: bool = False
+    ) -> None:
+        """The whole answer; `chunked` as streams have it, else by its size. `bare` says nothing of its length."""
         chunked = (chunked or len(body) > LENGTH_LIMIT) and not self.request.http10
-        head = self._head(status, content_type, headers, length=None if chunked else len(body), chunked=chunked)
+        head = self._head(status, content_type, headers, length=None if chunked or bare else len(body), chunked=chunked)
         if self.request.method == "HEAD":
             await self.raw(head)
         elif chunked:

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 from agent.simulated import SimulatedModel, SimulatedOllama, demo_nodes, recorded_models
 from agent.simulated.__main__ import main
-from agent.simulated.models import display_name, guessed_model, parse_name
+from agent.simulated.models import guessed_model
+from agent.simulated.names import display_name, parse_name
 from agent.simulated.reading import Refusal
 from tests.fleet.rawhttp import Talk, ask, parse_answer, raw_request, talk
 

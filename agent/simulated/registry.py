@@ -1,0 +1,131 @@
+"""The registry that simulated nodes pull from and push to.
+
+Decides what is published under which name, how fast its bytes come, and how it can be told to fail. One registry may serve many nodes;
+it never knows which. What was published anew under a name is found by the next pull: so digests drift.
+"""
+
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from agent.simulated.models import KNOWN, SimulatedModel, guessed_model
+from agent.simulated.names import DEFAULT_HOST, Parts, key_of, literal_name
+from agent.simulated.reading import Refusal
+
+RETRY_S: Final = 1.0
+"""How long after a cut a download goes on."""
+STALL_S: Final = 31.0
+"""After so long without a byte a part is asked for again, from its start."""
+DEADLINE_S: Final = 30.0
+RETRIES_S: Final = 63.0
+"""Six tries with growing pauses."""
+
+FailureKind = Literal["manifest", "slow", "head", "get", "data", "cut", "stall", "corrupt", "upload"]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """One way in which the registry fails, and how often.
+
+    | kind | what happens |
+    | --- | --- |
+    | `manifest` | manifests are answered with `status` and `text` |
+    | `slow` | manifests take `seconds` |
+    | `head` | the size of a blob is asked for and answered with `status` |
+    | `get` | where the blob is is never told: an error after 30 s |
+    | `data` | the bytes never come: an error after 63 s |
+    | `cut` | the bytes end after `after_bytes`, and go on a second later |
+    | `stall` | after `after_bytes` nothing for `seconds`; over 31 s the part starts again from its beginning |
+    | `corrupt` | the bytes are others |
+    | `upload` | a push is refused with `status` and `text` |
+    """
+
+    kind: FailureKind
+    model: str | None = None  # as it is published; None: any
+    times: int | None = None  # so often; None: until it is cleared
+    status: int = 500
+    text: str = "bad"
+    seconds: float = 5.0
+    after_bytes: int = 0
+
+
+class Pause(NamedTuple):
+    """Where a download stands still, for how long, and from where it goes on."""
+
+    at_bytes: int
+    seconds: float
+    resumes_at_bytes: int
+
+
+class Registry:
+    """What can be pulled. Without `models` it has those that a demo knows."""
+
+    def __init__(self, models: Iterable[SimulatedModel | str] | None = None, *, bytes_s: float = 400e6) -> None:
+        self.bytes_s = bytes_s
+        self._published: dict[tuple[str, ...], SimulatedModel] = {}
+        self._failures: list[Failure] = []
+        self._fired: list[int] = []
+        for model in KNOWN if models is None else models:
+            self.publish(guessed_model(model) if isinstance(model, str) else model)
+
+    def publish(self, model: SimulatedModel) -> None:
+        """`model` is what its name stands for from now on, on every host."""
+        self._published[key_of(model.parts)[1:]] = model
+
+    def fail(self, failure: Failure) -> None:
+        """From the next request on."""
+        self._failures.append(failure)
+        self._fired.append(0)
+
+    def recover(self) -> None:
+        """It works again."""
+        self._failures, self._fired = [], []
+
+    def failing(self, kind: FailureKind, parts: Parts) -> Failure | None:
+        """The failure of that kind that is due, if any."""
+        for at, failure in enumerate(self._failures):
+            if failure.kind != kind or (failure.times is not None and self._fired[at] >= failure.times):
+                continue
+            named = literal_name(failure.model) if failure.model is not None else None
+            if named is not None and key_of(named)[1:] != key_of(parts)[1:]:
+                continue
+            self._fired[at] += 1
+            return failure
+        return None
+
+    def manifest(self, parts: Parts, *, insecure: bool) -> SimulatedModel:
+        """What is published under a name. Raises `Refusal` in a pull's words."""
+        host = parts[0]
+        if host != DEFAULT_HOST and not insecure:
+            address = f"https://{host}/v2/{parts[1]}/{parts[2]}/manifests/{parts[3]}"
+            raise Refusal(500, f'pull model manifest: Get "{address}": tls: first record does not look like a TLS handshake')
+        failure = self.failing("manifest", parts)
+        if failure is not None:
+            raise Refusal(500, f"pull model manifest: {failure.status}: {failure.text}")
+        model = self._published.get(key_of(parts)[1:])
+        if model is None:
+            raise Refusal(500, "pull model manifest: file does not exist")
+        return model
+
+    def blobs(self) -> set[str]:
+        """The digests that it has."""
+        return {layer.digest for model in self._published.values() for layer in model.all_layers}
+
+    def check_blob(self, parts: Parts) -> tuple[float, Refusal] | None:
+        """Seconds and error of a blob that cannot be had, if that is so."""
+        if (failure := self.failing("head", parts)) is not None:
+            return 0.0, Refusal(500, "file does not exist" if failure.status == 404 else f"{failure.status}: ")
+        if self.failing("get", parts) is not None:
+            return DEADLINE_S, Refusal(500, "context deadline exceeded")
+        if self.failing("data", parts) is not None:
+            return RETRIES_S, Refusal(500, "max retries exceeded: EOF")
+        return None
+
+    def pause(self, parts: Parts, kept_bytes: int) -> Pause | None:
+        """Where the download of a blob of which so much is there stands still."""
+        if (failure := self.failing("cut", parts)) is not None:
+            return Pause(failure.after_bytes, RETRY_S, failure.after_bytes)
+        if (failure := self.failing("stall", parts)) is not None:
+            again = failure.seconds >= STALL_S - 1
+            return Pause(failure.after_bytes, STALL_S if again else failure.seconds, kept_bytes if again else failure.after_bytes)
+        return None
