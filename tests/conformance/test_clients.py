@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conformance.programs import CLIENTS, Case, Client
-from tests.conformance.stage import BREAKS, outcomes
+from tests.conformance.stage import outcomes
 
 EVERY = [pytest.param(client, case, id=str(case)) for client in CLIENTS for case in client.cases]
 
@@ -11,7 +11,4 @@ EVERY = [pytest.param(client, case, id=str(case)) for client in CLIENTS for case
 @pytest.mark.slow
 @pytest.mark.parametrize(("client", "case"), EVERY)
 def test_case(client: Client, case: Case) -> None:
-    outcome = outcomes(client)[case]
-    assert outcome.problem == ""
-    if case.what in BREAKS:
-        assert outcome.said
+    assert outcomes(client)[case].problem == ""

@@ -30,7 +30,7 @@ def asks(url: str, model: str, messages: list[Any] = HELLO, **more: Any) -> Any:
 
 @case("/v1/messages", "whole")
 def whole(url: str) -> Any:
-    return asks(url, CHAT, system="Be brief.", temperature=0.5, stop_sequences=["zzz"], max_tokens=9)
+    return asks(url, CHAT, system="Be brief.", stop_sequences=["zzz"], max_tokens=9)
 
 
 @case("/v1/messages", "streamed")
