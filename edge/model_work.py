@@ -134,6 +134,10 @@ class NodeOllama:
             return _lost(problem)
         return Done(status=answer.status, error=None if answer.status == 200 else explained(_error_of(answer)))
 
+    async def order(self, method: str, path: str, body: object) -> int:
+        """Tell a gateway something; the status of its answer. Raises DialFailed, UpstreamCut, trio.TooSlowError."""
+        return (await self._ask(method.encode(), path.encode(), body)).status
+
     async def _loaded(self, key: ModelKey) -> bool:
         return row_of(await self._rows(b"/api/ps"), key) is not None
 
