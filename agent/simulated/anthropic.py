@@ -12,6 +12,7 @@ import msgspec
 from agent.simulated.answers import Piece, dice_for, go_json
 from agent.simulated.asking import Ask, Finder, ask_chat
 from agent.simulated.models import Knobs
+from agent.simulated.names import CLOUD_OFF
 from agent.simulated.native import BARE_JSON_TYPE, JSON_TYPE, Figures, Wall
 from agent.simulated.openai import TranslationError
 from agent.simulated.reading import Refusal
@@ -33,6 +34,8 @@ def hex_id(kind: str, *parts: object) -> str:
 def refused(error: Refusal | TranslationError, wall: Wall) -> tuple[str, bytes]:
     """Content type and body of an error before the first token."""
     refusal = error.refusal if isinstance(error, TranslationError) else error
+    if refusal.text == CLOUD_OFF:  # found before any translation
+        return JSON_TYPE, go_json({"error": refusal.text})
     kind = ERROR_TYPES.get(refusal.status, "api_error")
     said = {"type": "error", "error": {"type": kind, "message": refusal.text}, "request_id": hex_id("req", wall(), refusal.text)}
     return (JSON_TYPE, go_json(said)) if isinstance(error, TranslationError) else (BARE_JSON_TYPE, go_json(said) + b"\n")

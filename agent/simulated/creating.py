@@ -75,7 +75,9 @@ class Creating:
         if level and level != base.quantization.upper():
             await trio.sleep(base.size_bytes / QUANTIZE_BYTES_S)
             base = _quantized(base, level)
+            yield {"status": "verifying conversion"}
         made, layers = _made(base, parent and shown(parse_name(parent)), fields)
+        self._library.check_room(sum(layer.size_bytes for layer in made.all_layers if layer.digest not in self._library.blobs))
         for layer in layers:
             verb = "using existing" if layer.digest in self._library.blobs else "creating new"
             yield {"status": f"{verb} layer sha256:{layer.digest}"}

@@ -123,7 +123,7 @@ class Library:
 
     def write(self, parts: Parts, model: SimulatedModel) -> SimulatedModel:
         """`model` under another name, written now. Its blobs are not looked at."""
-        check_length(parts)
+        check_length(parts, making=True)
         written = msgspec.structs.replace(
             model,
             name=shown(self._adopted(parts)),
@@ -160,12 +160,16 @@ class Library:
         if to_parts is None:
             raise Refusal(400, f"destination {quoted(destination)} is invalid")
         check_length(from_parts)
-        check_length(to_parts)
+        check_length(to_parts, making=True)
         if key_of(from_parts) == key_of(to_parts):
             return
         model = self.at(from_parts)
         if model is None:
             raise Refusal(404, f"model {quoted(source)} not found")
+        if self.free_bytes() == 0:  # an empty file is left in its place
+            self.models.pop(key_of(to_parts), None)
+            path = f"{MODELS_PATH}/manifests/{'/'.join(to_parts)}"
+            raise Refusal(500, f"write {path}: copy_file_range: no space left on device")
         self.write(to_parts, model)
 
     def delete(self, spelling: str) -> None:
@@ -195,8 +199,7 @@ class Library:
     def upload(self, expected: str, body: bytes) -> None:
         """A blob, kept under its own digest whatever was expected. Raises `Refusal`."""
         digest = hashlib.sha256(body).hexdigest()
-        if self.free_bytes() is not None and len(body) > (self.free_bytes() or 0):
-            raise Refusal(500, f"write {blob_path('1435121755')}: no space left on device")
+        self.check_room(len(body))
         self.blobs.setdefault(digest, Blob(len(body), body[:4]))
         if digest != expected:
             raise Refusal(400, f'digest mismatch, expected "sha256:{expected}", got "sha256:{digest}"')
@@ -210,6 +213,12 @@ class Library:
         if self.knobs.disk_bytes is None:
             return None
         return max(0, self.knobs.disk_bytes - sum(blob.size_bytes for blob in self.blobs.values()))
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raises `Refusal` where so much does not fit."""
+        free = self.free_bytes()
+        if free is not None and size_bytes > free:
+            raise Refusal(500, f"write {blob_path('1435121755')}: no space left on device", early=False)
 
     def restarted(self) -> None:
         """What only the running server knew is forgotten."""

@@ -82,7 +82,7 @@ class Managing:
             if not there:
                 raise Refusal(404, f'blob "sha256:{digest}" not found')
             await reply.whole(200, b"", "", bare=True)
-        elif there:
+        elif request.noted:
             await reply.whole(200, b"", "")
         elif request.truncated:
             await reply.whole(500, go_json({"error": "unexpected EOF"}), JSON_TYPE)
@@ -91,7 +91,10 @@ class Managing:
             await reply.whole(201, b"", "")
 
     def unread(self, request: Request) -> bool:
-        """Whether the body of `request` is not going to be read: it is a blob that is there already, and large or kept back."""
+        """Whether the body of `request` is not going to be read: it is a blob that is there already, and large or kept back.
+
+        Notes whether it is there: of two that upload one blob at once, both create it.
+        """
         if request.method != "POST" or not request.path.startswith(BLOBS):
             return False
         try:
@@ -99,6 +102,7 @@ class Managing:
             size = int(request.fields.get(b"content-length", b"0"))
         except (Refusal, ValueError):
             return False
+        request.noted = there
         return there and (size >= UNREAD_BYTES or request.fields.get(b"expect", b"").lower() == b"100-continue")
 
 

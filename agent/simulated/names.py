@@ -61,35 +61,41 @@ def literal_name(spelling: str) -> Parts | None:
 
 
 def split_source(spelling: str) -> tuple[str, str]:
-    """The name, trimmed, and what its end says of where to run it: `local`, `cloud` or nothing. Raises `Refusal` (400) for both."""
+    """The name, trimmed, and what its end says of where to run it: `local`, `cloud` or nothing. Raises `Refusal` (400) for two."""
     name = spelling.strip()
     sources = []
-    while ":" in name and (suffix := name.rpartition(":")[2].lower()) in ("cloud", "local"):
-        name = name.rpartition(":")[0].rstrip()
-        sources.append(suffix)
+    while True:
+        before, colon, last = name.rpartition(":")
+        if colon and (source := last.strip().lower()) in ("cloud", "local"):
+            name = before.strip()
+            sources.append(source)
+        elif colon and "/" not in last and last.lower().endswith("-cloud"):
+            name = name[: -len("-cloud")]
+            sources.append("cloud")
+        else:
+            break
     if len(sources) > 1:
         raise Refusal(400, f"use either :local or :cloud, not both: {quoted(spelling)}")
-    if not sources and name.rpartition("/")[2].partition(":")[2].lower().endswith("-cloud"):
-        return name[: -len("-cloud")], "cloud"
     return name, sources[0] if sources else ""
 
 
 def parse_name(spelling: str, *, service: str = "remote model is unavailable") -> Parts:
     """Host, namespace, model and tag of `spelling`, letter case kept. Raises `Refusal`; `service` is what cloud names lack."""
     name, source = split_source(spelling)
-    if source == "cloud":
-        raise Refusal(403, CLOUD_OFF.replace("remote model is unavailable", service))
     parts = literal_name(name)
     if parts is None:
         raise Refusal(400, "invalid model name")
+    if source == "cloud":
+        raise Refusal(403, CLOUD_OFF.replace("remote model is unavailable", service))
     check_length(parts)
     return parts
 
 
-def check_length(parts: Parts) -> None:
-    """Raises `Refusal` (500) where the name does not fit into a directory."""
+def check_length(parts: Parts, *, making: bool = False) -> None:
+    """Raises `Refusal` (500) where the name does not fit into a directory, in the words of reading it or of `making` it."""
     if len(parts[0]) > FILE_NAME_BYTES:
-        raise Refusal(500, f"open {MODELS_PATH}/manifests/{'/'.join(parts)}: file name too long")
+        what = f"mkdir {MODELS_PATH}/manifests/{parts[0]}" if making else f"open {MODELS_PATH}/manifests/{'/'.join(parts)}"
+        raise Refusal(500, f"{what}: file name too long")
 
 
 def key_of(parts: Parts) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import msgspec
 from agent.simulated.answers import Piece, as_double, go_json, go_time, logprobs, token_ids, vector
 from agent.simulated.asking import Ask
 from agent.simulated.models import SimulatedModel
-from agent.simulated.names import MODELS_PATH
+from agent.simulated.names import MODELS_PATH, quoted
 from agent.simulated.reading import Refusal
 
 JSON_TYPE: Final = "application/json; charset=utf-8"
@@ -202,7 +202,7 @@ def show(model: SimulatedModel, *, verbose: bool) -> bytes:
     said: dict[str, Any] = {"license": "\n".join(model.license)} if model.license else {}
     said["modelfile"] = modelfile(model)
     if model.parameters:
-        said["parameters"] = "\n".join(f"{name:30} {shown}" for name, shown in _parameters(model, quoted=True))
+        said["parameters"] = "\n".join(f"{name:30} {shown}" for name, shown in _parameters(model, marks=True))
     said["template"] = model.template
     if model.system:
         said["system"] = model.system
@@ -214,12 +214,12 @@ def show(model: SimulatedModel, *, verbose: bool) -> bytes:
     return go_json({**said, "capabilities": list(model.capabilities), "modified_at": model.modified_at})
 
 
-def _parameters(model: SimulatedModel, *, quoted: bool) -> list[tuple[str, str]]:
-    """One pair for each value; `quoted` puts texts into quotation marks."""
+def _parameters(model: SimulatedModel, *, marks: bool) -> list[tuple[str, str]]:
+    """One pair for each value; `marks` puts texts into quotation marks."""
     pairs = []
     for name, value in model.parameters.items():
         for item in value if isinstance(value, list) else [value]:
-            text = go_json(item).decode() if quoted or not isinstance(item, str) else item
+            text = (quoted(item) if marks else item) if isinstance(item, str) else go_json(item).decode()
             pairs.append((name, text))
     return pairs
 
@@ -234,7 +234,7 @@ def modelfile(model: SimulatedModel) -> str:
         f"FROM {MODELS_PATH}/blobs/sha256-{model.all_layers[0].digest}",
         f"TEMPLATE {model.template}",
         *([f"SYSTEM {model.system}"] if model.system else []),
-        *(f"PARAMETER {name} {value}" for name, value in _parameters(model, quoted=False)),
+        *(f"PARAMETER {name} {value}" for name, value in _parameters(model, marks=False)),
         *(f"LICENSE {text}" for text in model.license),
         *(f"MESSAGE {role} {content}" for role, content in model.messages),
     ]

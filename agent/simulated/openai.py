@@ -15,6 +15,7 @@ import msgspec
 from agent.simulated.answers import Piece, dice_for, go_json, logprobs, vector
 from agent.simulated.asking import Ask, Finder, ask_chat, ask_embed, ask_generate
 from agent.simulated.models import Knobs, SimulatedModel
+from agent.simulated.names import CLOUD_OFF
 from agent.simulated.native import BARE_JSON_TYPE, JSON_TYPE, Figures, Wall
 from agent.simulated.reading import Refusal
 
@@ -42,6 +43,8 @@ def refused(error: Refusal | TranslationError, wall: Wall | None = None) -> tupl
     """Content type and body of an error before the first token."""
     if isinstance(error, TranslationError):
         return JSON_TYPE, envelope(error.refusal)
+    if error.text == CLOUD_OFF:  # found before any translation
+        return JSON_TYPE, go_json({"error": error.text})
     return BARE_JSON_TYPE, envelope(error) + b"\n"
 
 

@@ -58,10 +58,11 @@ class Pause(NamedTuple):
 
 
 class Registry:
-    """What can be pulled. Without `models` it has those that a demo knows."""
+    """What can be pulled. Without `models` it has those that a demo knows. On the hosts in `closed` nobody listens."""
 
-    def __init__(self, models: Iterable[SimulatedModel | str] | None = None, *, bytes_s: float = 400e6) -> None:
+    def __init__(self, models: Iterable[SimulatedModel | str] | None = None, *, bytes_s: float = 400e6, closed: Iterable[str] = ()) -> None:
         self.bytes_s = bytes_s
+        self._closed = frozenset(closed)
         self._published: dict[tuple[str, ...], SimulatedModel] = {}
         self._failures: list[Failure] = []
         self._fired: list[int] = []
@@ -96,9 +97,12 @@ class Registry:
     def manifest(self, parts: Parts, *, insecure: bool) -> SimulatedModel:
         """What is published under a name. Raises `Refusal` in a pull's words."""
         host = parts[0]
+        path = f"v2/{parts[1]}/{parts[2]}/manifests/{parts[3]}"
+        if host in self._closed:
+            address = f"{'http' if insecure else 'https'}://{host}/{path}"
+            raise Refusal(500, f'pull model manifest: Get "{address}": dial tcp {host}: connect: connection refused')
         if host != DEFAULT_HOST and not insecure:
-            address = f"https://{host}/v2/{parts[1]}/{parts[2]}/manifests/{parts[3]}"
-            raise Refusal(500, f'pull model manifest: Get "{address}": tls: first record does not look like a TLS handshake')
+            raise Refusal(500, f'pull model manifest: Get "https://{host}/{path}": tls: first record does not look like a TLS handshake')
         failure = self.failing("manifest", parts)
         if failure is not None:
             raise Refusal(500, f"pull model manifest: {failure.status}: {failure.text}")

@@ -43,7 +43,7 @@ class ConnectionOver(Exception):
 class Request:
     """One request, whole. `path` is percent-decoded, `fields` has lower-case names, the last of equal ones."""
 
-    __slots__ = ("body", "fields", "headers", "http10", "keep_alive", "method", "path", "target", "truncated", "unread")
+    __slots__ = ("body", "fields", "headers", "http10", "keep_alive", "method", "noted", "path", "target", "truncated", "unread")
 
     def __init__(self, method: str, target: bytes, headers: list[Header], *, http10: bool, keep_alive: bool) -> None:
         self.method = method
@@ -55,6 +55,7 @@ class Request:
         self.keep_alive = keep_alive
         self.body = bytearray()
         self.truncated = False  # the client stopped sending before the end of the body
+        self.noted = False  # what whoever was asked about the body found when the head came
         self.unread = False  # nobody wants the body: the answer is final, and the connection good for nothing more
 
 
@@ -235,7 +236,7 @@ class Reply:
         self, status: int, body: bytes, content_type: str, headers: Sequence[Header] = (), *, chunked: bool = False, bare: bool = False
     ) -> None:
         """The whole answer; `chunked` as streams have it, else by its size. `bare` says nothing of its length."""
-        chunked = (chunked or len(body) > LENGTH_LIMIT) and not self.request.http10
+        chunked = (chunked or len(body) > LENGTH_LIMIT) and not self.request.http10 and not bare
         head = self._head(status, content_type, headers, length=None if chunked or bare else len(body), chunked=chunked)
         if self.request.method == "HEAD":
             await self.raw(head)
