@@ -288,6 +288,9 @@ class Dispatcher:
     def _look_at(self, request: Request, ahead: dict[AgentId, int], effects: list[Effect], *, now: Instant) -> Choice | None:
         """Decide anew about one that waits. Returns the choice, if there is a node to choose."""
         nodes = self._candidates(request, now=now)
+        if not nodes and request.busy:
+            self._ask_again(request)
+            nodes = self._candidates(request, now=now)
         if not nodes:
             self._without_nodes(request, effects, now=now)
             return None
@@ -418,9 +421,7 @@ class Dispatcher:
         untried = [node for node in ready if node.id not in request.tried]
         if untried:
             # All of these are busy: they said 503, to this request or to another one.
-            request_kind = request.kind
-            request.busy.clear()
-            self._moved(request, request_kind)
+            self._ask_again(request)
             self._wait(request, "waits for a node that is not too busy", None, effects, now=now)
         elif ready or request.attempt:
             self._tried_all(request, ready, effects, now=now)
@@ -429,9 +430,11 @@ class Dispatcher:
         else:
             self._nobody_ready(request, effects, now=now)
 
-    def _moved(self, request: Request, kind: Kind) -> None:
-        """A waiting request is of another kind now."""
-        if request.phase is Phase.WAITING and kind != request.kind:
+    def _ask_again(self, request: Request) -> None:
+        """Nobody else is left: the nodes that said 503 to it count like any other. It is of another kind then."""
+        kind = request.kind
+        request.busy.clear()
+        if request.phase is _WAITING and kind != request.kind:
             self._kinds[kind] -= 1
             if not self._kinds[kind]:
                 del self._kinds[kind]

@@ -184,15 +184,12 @@ class Checkers:
             case FirstByte(request_id=request_id):
                 if (request := self.requests.get(request_id)) is not None and request.agent is not None:
                     request.first, request.renewed_at = True, now
-                    self.book.heard(request.agent, now=now)
             case AttemptEnded():
                 self._attempt_ended(event, now)
             case Settled(request_id=request_id):
                 request = self.requests.get(request_id)
-                if request is not None and request.agent is not None:
-                    self.book.heard(request.agent, now=now)
-                    if event.node_fault is not None:
-                        self.book.trouble(request.agent, now=now)
+                if request is not None and request.agent is not None and event.node_fault is not None:
+                    self.book.trouble(request.agent, now=now)
                 self._gone(request_id)
             case Pulse(requests=requests):
                 for request_id in requests:
@@ -211,8 +208,6 @@ class Checkers:
             request.busy = (*request.busy, request.agent)
         else:
             request.tried = (*request.tried, request.agent)
-        if event.failure is Failure.ANSWERED:
-            self.book.heard(request.agent, now=now)
         self.book.trouble(request.agent, now=now)
         self._release(request)
         request.stand = Stand.BETWEEN

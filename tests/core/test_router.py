@@ -577,3 +577,15 @@ def test_those_who_wait_for_a_load_begin_it_in_the_order_in_which_they_came() ->
     world.ask("loads", "other")
     went = [forward.request_id for forward in of(world.wait(1), Forward)]
     assert went == ["preload", "r0"], "the preload makes the node load their model too: the first of them goes with it"
+
+
+def test_a_request_whose_busy_node_went_away_holds_up_nobody() -> None:
+    world = World(eject_after=1)
+    busy, sick = world.backend("busy", "m", loaded=("m",)), world.backend("sick", "m", loaded=("m",))
+    world.ask("r1")
+    world.ask("r2")
+    assert isinstance(answer(world.busy("r1"), "r1"), Wait)
+    world.ask("r3")
+    world.silent(busy)
+    assert node_of(world.fail("r2", Failure.DIED), "r1") == sick, "the least bad one is used, since nobody else is left"
+    assert node_of(world.serve("r1"), "r3") == sick
