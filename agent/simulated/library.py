@@ -56,6 +56,7 @@ class Library:
         self.models: dict[Key, SimulatedModel] = {}
         self.timings: dict[str, ModelTiming] = {}  # by the name of the runner; what was once there stays
         self.blobs: dict[str, Blob] = {}
+        self.partial: dict[str, int] = {}  # bytes that are there of blobs that are not whole
         self.poisoned: set[tuple[Key, str]] = set()
         self.used: set[tuple[Key, str]] = set()
         self._runners: dict[str, SimulatedModel] = {}
@@ -206,13 +207,14 @@ class Library:
 
     def receive(self, layer: Layer) -> None:
         """A blob that came from a registry."""
+        self.partial.pop(layer.digest, None)
         self.blobs[layer.digest] = Blob(layer.size_bytes)
 
     def free_bytes(self) -> int | None:
         """What is left of the disk, if it has an end."""
         if self.knobs.disk_bytes is None:
             return None
-        return max(0, self.knobs.disk_bytes - sum(blob.size_bytes for blob in self.blobs.values()))
+        return max(0, self.knobs.disk_bytes - sum(blob.size_bytes for blob in self.blobs.values()) - sum(self.partial.values()))
 
     def check_room(self, size_bytes: int) -> None:
         """Raises `Refusal` where so much does not fit."""

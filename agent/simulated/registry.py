@@ -17,35 +17,29 @@ RETRY_S: Final = 1.0
 """How long after a cut a download goes on."""
 STALL_S: Final = 31.0
 """After so long without a byte a part is asked for again, from its start."""
-DEADLINE_S: Final = 30.0
-RETRIES_S: Final = 63.0
-"""Six tries with growing pauses."""
-
-FailureKind = Literal["manifest", "slow", "head", "get", "data", "cut", "stall", "corrupt", "upload"]
+FailureKind = Literal["manifest", "slow", "blob", "cut", "stall", "corrupt", "upload", "publish"]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """One way in which the registry fails, and how often.
+    """One way in which the registry fails, and how often. What a client is told is `text`; Ollama's own are in `tests/data/wire`.
 
     | kind | what happens |
     | --- | --- |
-    | `manifest` | manifests are answered with `status` and `text` |
-    | `slow` | manifests take `seconds` |
-    | `head` | the size of a blob is asked for and answered with `status` |
-    | `get` | where the blob is is never told: an error after 30 s |
-    | `data` | the bytes never come: an error after 63 s |
+    | `manifest` | a pull ends with `pull model manifest: ` and `text` |
+    | `slow` | a manifest takes `seconds` |
+    | `blob` | a blob cannot be had: `text` after `seconds` (`file does not exist`; `context deadline exceeded` after 30) |
     | `cut` | the bytes end after `after_bytes`, and go on a second later |
-    | `stall` | after `after_bytes` nothing for `seconds`; over 31 s the part starts again from its beginning |
-    | `corrupt` | the bytes are others |
-    | `upload` | a push is refused with `status` and `text` |
+    | `stall` | after `after_bytes` nothing for `seconds`; over 30 s the part starts again from its beginning |
+    | `corrupt` | the bytes are others, which is found out at the end |
+    | `upload` | a push ends with `text` before the first blob, after `seconds` |
+    | `publish` | a push ends with `text` after the last |
     """
 
     kind: FailureKind
     model: str | None = None  # as it is published; None: any
     times: int | None = None  # so often; None: until it is cleared
-    status: int = 500
-    text: str = "bad"
-    seconds: float = 5.0
+    text: str = "500: internal"
+    seconds: float = 0.0
     after_bytes: int = 0
 
 
@@ -105,7 +99,7 @@ class Registry:
             raise Refusal(500, f'pull model manifest: Get "https://{host}/{path}": tls: first record does not look like a TLS handshake')
         failure = self.failing("manifest", parts)
         if failure is not None:
-            raise Refusal(500, f"pull model manifest: {failure.status}: {failure.text}")
+            raise Refusal(500, f"pull model manifest: {failure.text}")
         model = self._published.get(key_of(parts)[1:])
         if model is None:
             raise Refusal(500, "pull model manifest: file does not exist")
@@ -114,16 +108,6 @@ class Registry:
     def blobs(self) -> set[str]:
         """The digests that it has."""
         return {layer.digest for model in self._published.values() for layer in model.all_layers}
-
-    def check_blob(self, parts: Parts) -> tuple[float, Refusal] | None:
-        """Seconds and error of a blob that cannot be had, if that is so."""
-        if (failure := self.failing("head", parts)) is not None:
-            return 0.0, Refusal(500, "file does not exist" if failure.status == 404 else f"{failure.status}: ")
-        if self.failing("get", parts) is not None:
-            return DEADLINE_S, Refusal(500, "context deadline exceeded")
-        if self.failing("data", parts) is not None:
-            return RETRIES_S, Refusal(500, "max retries exceeded: EOF")
-        return None
 
     def pause(self, parts: Parts, kept_bytes: int) -> Pause | None:
         """Where the download of a blob of which so much is there stands still."""

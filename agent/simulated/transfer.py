@@ -27,17 +27,18 @@ Lines = AsyncGenerator[Line, None]
 class Download:
     """A blob on its way. How much of it is there follows from the time alone."""
 
-    def __init__(self, layer: Layer, kept_bytes: int, bytes_s: float, pause: Pause | None, now: float) -> None:
+    def __init__(self, layer: Layer, kept_bytes: int, room_bytes: int, bytes_s: float, pause: Pause | None, now: float) -> None:
         self.layer = layer
+        self.room_bytes = room_bytes  # so much of it fits on the disk
         self.watchers = 0
         self._kept = kept_bytes
         self._rate = max(1.0, bytes_s)
-        self._pause = pause if pause is not None and kept_bytes <= pause.at_bytes < layer.size_bytes else None
+        self._pause = pause if pause is not None and kept_bytes <= pause.at_bytes < room_bytes else None
         self._began = now
 
     def completed(self, now: float) -> int:
         """Bytes that are there."""
-        size, elapsed = self.layer.size_bytes, now - self._began
+        size, elapsed = self.room_bytes, now - self._began
         if (pause := self._pause) is not None:
             until = (pause.at_bytes - self._kept) / self._rate
             if elapsed >= until:
@@ -47,7 +48,7 @@ class Download:
 
     def done_at(self) -> float:
         """When all of it is there."""
-        left = (self.layer.size_bytes - self._kept) / self._rate
+        left = (self.room_bytes - self._kept) / self._rate
         if (pause := self._pause) is not None:
             left += pause.seconds + (pause.at_bytes - pause.resumes_at_bytes) / self._rate
         return self._began + left
@@ -67,7 +68,6 @@ class Transfers:
         self._library = library
         self.registry = registry
         self._running: dict[str, Download] = {}
-        self.partial: dict[str, int] = {}  # bytes kept of unfinished downloads
 
     # -- pull
 
@@ -105,34 +105,33 @@ class Transfers:
         return before is not None and not self._library.knobs.noprune and self._library.drop(before.all_layers)
 
     async def _fetch(self, parts: Parts, layer: Layer) -> Lines:
-        if (trouble := self.registry.check_blob(parts)) is not None:
-            seconds, refusal = trouble
-            until = trio.current_time() + seconds
+        if (failure := self.registry.failing("blob", parts)) is not None:
+            until = trio.current_time() + failure.seconds
             while (left := until - trio.current_time()) > 0:
                 await trio.sleep(min(TICK_S, left))
                 yield layer_line("pulling", layer, 0)
-            raise refusal
+            raise Refusal(500, failure.text)
         download = self._join(parts, layer)
         try:
             while (left := download.done_at() - trio.current_time()) > 0:
                 await trio.sleep(min(TICK_S, left))
                 if left > TICK_S:
                     yield layer_line("pulling", layer, download.completed(trio.current_time()))
+            if download.room_bytes < layer.size_bytes:
+                raise Refusal(500, f"write {blob_path(layer.digest)}-partial: no space left on device")
             self._library.receive(layer)
-            self.partial.pop(layer.digest, None)
         finally:
             self._leave(download)
 
     def _join(self, parts: Parts, layer: Layer) -> Download:
         download = self._running.get(layer.digest)
         if download is None:
-            kept = self.partial.get(layer.digest, 0)
+            kept = self._library.partial.get(layer.digest, 0)
             free = self._library.free_bytes()
-            if free is not None and layer.size_bytes - kept > free:
-                self.partial[layer.digest] = kept + free
-                raise Refusal(500, f"write {blob_path(layer.digest)}-partial: no space left on device")
+            room = layer.size_bytes if free is None else min(layer.size_bytes, kept + free)
             pause = self.registry.pause(parts, kept)
-            download = self._running[layer.digest] = Download(layer, kept, self.registry.bytes_s, pause, trio.current_time())
+            download = Download(layer, kept, room, self.registry.bytes_s, pause, trio.current_time())
+            self._running[layer.digest] = download
         download.watchers += 1
         return download
 
@@ -143,7 +142,7 @@ class Transfers:
         digest = download.layer.digest
         self._running.pop(digest, None)
         if digest not in self._library.blobs:
-            self.partial[digest] = download.completed(trio.current_time())
+            self._library.partial[digest] = download.completed(trio.current_time())
 
     # -- push
 
@@ -159,7 +158,8 @@ class Transfers:
             address = f"https://{parts[0]}/v2/{parts[1]}/{parts[2]}/blobs/sha256:{model.all_layers[0].digest}"
             raise Refusal(500, f'Head "{address}": tls: first record does not look like a TLS handshake')
         if (failure := self.registry.failing("upload", parts)) is not None:
-            raise Refusal(500, f"{failure.status}: {failure.text}")
+            await trio.sleep(failure.seconds)
+            raise Refusal(500, failure.text)
         there = self.registry.blobs()
         for layer in model.all_layers:
             if layer.digest in there:
@@ -171,6 +171,8 @@ class Transfers:
                 left = began + layer.size_bytes / self.registry.bytes_s - trio.current_time()
                 yield layer_line("pushing", layer, layer.size_bytes)
         yield {"status": "pushing manifest"}
+        if (failure := self.registry.failing("publish", parts)) is not None:
+            raise Refusal(500, failure.text)
         self.registry.publish(model)
         yield {"status": "success"}
 

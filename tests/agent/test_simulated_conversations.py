@@ -61,7 +61,11 @@ def models_there() -> list[SimulatedModel]:
         "gone",
     )
     others = [msgspec.structs.replace(nano, name=name if ":" in name.rpartition("/")[2] else f"{name}:latest") for name in names]
-    more = [msgspec.structs.replace(mid, name="mid-x:latest"), msgspec.structs.replace(tiny, name=f"{host}/tiny:latest")]
+    more = [
+        msgspec.structs.replace(tiny, name="cur:latest"),
+        msgspec.structs.replace(mid, name="mid-x:latest"),
+        msgspec.structs.replace(tiny, name=f"{host}/tiny:latest"),
+    ]
     return [tiny, mid, nano, *others, *more]
 
 
