@@ -80,6 +80,9 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     explain_ring: int = 10_000
     """Recent requests whose decision can be explained."""
 
+    raise_context: bool = False
+    """`ROUTER_RAISE_CONTEXT`: raise a request's smaller `num_ctx` to that of the loaded runner where that spares a reload."""
+
     answer_hold_bytes: int = 16 * MIB
     """A non-streaming answer is held until whole up to this size, then passed through (contract 4)."""
 
@@ -88,7 +91,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"LOAD_BALANCER_MODE must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and not (value > 0 or (name == "retries_budgeted" and value == 0)):
+            if type(value) in (int, float) and not (value > 0 or (name == "retries_budgeted" and value == 0)):
                 raise ConfigError(f"{name} must be above 0, not {value}")
         if self.pulse_s * 2 >= self.lease_ttl_s:
             raise ConfigError("lease_ttl_s must be more than twice pulse_s, or a late pulse would end living leases")

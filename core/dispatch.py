@@ -25,6 +25,7 @@ from core.learning import Speeds
 from core.leases import Expiry, Held, Ledger
 from core.lifecycle import AgentState
 from core.names import display
+from core.obstacles import Obstacles
 from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
@@ -69,15 +70,14 @@ class Dispatcher:
         self._health = health
         self._speeds = speeds
         self._strategy = strategy
-        self._displacement = displacement
-        self._barriers: dict[AgentId, frozenset[ModelKey]] = {}
-        """Eviction barriers: nodes that are to get rid of these models, once idle, for somebody who waits. Such a node gets no new
-        request for them. Raised anew in each look, in the queue's order: none outlives the request that needs it."""
+        self.loads = self.reloads = self.reloads_avoided = 0
+        """Loads begun, those of them that replaced a runner with other options, and requests that would have brought about one more."""
         self.stirred = False
         """Whether others should be looked at: somebody may have left who needed a barrier, or a model that others wait for is loaded
         beside another one."""
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
+        self.obstacles = Obstacles(self.ledger, displacement, speeds, makes_room=strategy.makes_room)
         self.queue = FairQueue(config)
         self.answered: Expiry[RequestId] = Expiry(config.lease_ttl_s)
         """Requests that a shell was told to answer itself, until it says that it did."""
@@ -91,7 +91,7 @@ class Dispatcher:
     @property
     def has_barriers(self) -> bool:
         """Whether some node gets no new requests for some model, to get rid of it."""
-        return bool(self._barriers)
+        return bool(self.obstacles.barriers)
 
     # ------------------------------------------------------------ placing
 
@@ -102,7 +102,7 @@ class Dispatcher:
             self._without_nodes(request, effects, now=now)
             return
         choice = self._choose(request, nodes, self._planned, now=now)
-        why = self._obstacle(request, choice, now=now)
+        why = self.obstacles.of(request, choice, now=now)
         if why is None:
             self._forward(request, choice, effects, now=now)
         else:
@@ -110,7 +110,7 @@ class Dispatcher:
 
     def look(self, effects: list[Effect], *, now: Instant) -> None:
         """Something may have changed: look at everybody who waits, in order."""
-        self._barriers.clear()
+        self.obstacles.clear()
         self.stirred = False
         ahead: dict[AgentId, int] = {}
         settled: dict[Kind, tuple[AgentId | None, int | None]] = {}
@@ -163,13 +163,15 @@ class Dispatcher:
         request.lease_id = None
         agent = request.agent
         assert agent is not None, "a lease without a node"
+        if request.ask.key is not None and not self.ledger.of_model(request.ask.key).get(agent.id):
+            agent.inventory.used_at[request.ask.key] = now
         loading = agent.inventory.loading
         if loading and request.first_byte_at is None and request.key in loading:
             # Ollama gives up a load whose first request leaves, and starts it again for whoever waits for it.
             if not self.ledger.of_model(request.key).get(agent.id):
                 del loading[request.key]
             elif request.cold:
-                loading[request.key] = Loading(now, loading[request.key].expected_s)
+                loading[request.key] = Loading(now, loading[request.key].expected_s, loading[request.key].options)
         if agent.state is _DRAINING and not self.ledger.in_flight(agent.id):
             effects += self._registry.emptied(agent)
 
@@ -239,19 +241,11 @@ class Dispatcher:
             nodes = self._healthy(request, nodes, now=now)
         elif request.barred:
             request.barred = {}
-        if self._barriers and request.ask.needs_slot:
-            nodes = tuple(node for node in nodes if not self._kept_away(request, node))
+        if self.obstacles.barriers and request.ask.needs_slot:
+            nodes = tuple(node for node in nodes if not self.obstacles.keeps_away(request, node))
         if request.came.unload:
             nodes = tuple(node for node in nodes if request.key in node.inventory.resident) or nodes
         return nodes
-
-    def _kept_away(self, request: Request, node: Agent) -> bool:
-        """Whether the node is getting rid of this model, to load another."""
-        victims = self._barriers.get(node.id)
-        if victims is None or request.key not in victims:
-            return False
-        request.barred = {**request.barred, node.name: "makes room for another model"}
-        return True
 
     def _healthy(self, request: Request, nodes: tuple[Agent, ...], *, now: Instant) -> tuple[Agent, ...]:
         """Those that were not tried, are not paused and not ejected. When all that is left is ejected: the least bad."""
@@ -295,34 +289,12 @@ class Dispatcher:
             self._without_nodes(request, effects, now=now)
             return None
         choice = self._choose(request, nodes, ahead, now=now)
-        why = self._obstacle(request, choice, now=now)
+        why = self.obstacles.of(request, choice, now=now)
         if why is None:
             self._forward(request, choice, effects, now=now)
         else:
             request.why = why
         return choice
-
-    def _obstacle(self, request: Request, choice: Choice, *, now: Instant) -> str | None:
-        """Why the chosen node cannot have the request yet; None: it can. Raises the eviction barrier where that is what it takes."""
-        agent, key = choice.agent, request.key
-        request.victims = ()
-        if not choice.room:
-            return f"waits for {agent.name}, whose slots are taken"
-        if key is None or key in agent.inventory.resident or not self._strategy.makes_room or not request.ask.needs_slot:
-            return None
-        if agent.id in self._barriers:
-            return f"waits for {agent.name}, which makes room for another request"
-        if key in agent.inventory.loading:
-            return None
-        if agent.inventory.loading:
-            return f"waits for {agent.name}, which is loading another model"
-        _, victims = self._displacement.of(agent, key, now=now)
-        busy = [victim for victim in victims if self.ledger.of_model(victim).get(agent.id)]
-        if not busy:
-            request.victims = victims
-            return None
-        self._barriers[agent.id] = frozenset(victims)
-        return f"waits for {agent.name} until {', '.join(display(victim) for victim in busy)} may be unloaded"
 
     def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
         if request.phase is _WAITING:
@@ -340,8 +312,10 @@ class Dispatcher:
         self._chosen += 1
         agent.last_chosen = self._chosen
         request.cold = False
+        raised = None
         if key is not None and not request.came.unload:
-            self._begin_load(request, agent, effects, now=now)
+            raised = agent.inventory.raised(key, request.ask.options) if request.ask.options else None
+            self._begin_load(request, agent, key, effects, now=now)
         if not self._health.quiet:
             self._health.began(agent_id, request.key, request_id)
         lease = Lease(
@@ -353,21 +327,30 @@ class Dispatcher:
             attempt=request.attempt,
         )
         unload = tuple(display(victim) for victim in victims) if victims else ()
-        effects.append(Forward(request_id=request_id, lease=lease, unload=unload))
+        effects.append(Forward(request_id=request_id, lease=lease, unload=unload, raise_context=raised))
+        if (choice.spared or request.held or raised is not None) and not request.cold:
+            self.reloads_avoided += 1
+            effects.append(Count(name="reloads_avoided_total", labels={"agent": agent.name}))
         self._explain(request, "forwarded", choice.rows, agent_id, now=now)
 
-    def _begin_load(self, request: Request, agent: Agent, effects: list[Effect], *, now: Instant) -> None:
+    def _begin_load(self, request: Request, agent: Agent, key: ModelKey, effects: list[Effect], *, now: Instant) -> None:
         """If the node must load the model for it, remember that it is at it."""
-        key, inventory = request.key, agent.inventory
-        if key is None or (key in inventory.resident and not inventory.needs_reload(key, request.came.runner_options)):
+        inventory = agent.inventory
+        reload = key in inventory.resident
+        if reload and not inventory.needs_reload(key, request.ask.options):
             return
         if key not in inventory.loading:
+            if reload:
+                inventory.saw_unloaded(key, now=now)
+                self.reloads += 1
+                effects.append(Count(name="reloads_total", labels={"agent": agent.name}))
             request.cold = True
             request.alone = not inventory.loading
             size = inventory.installed[key].size_bytes
             load_us = self._speeds.rates(agent.id, key, size_bytes=size, slots=agent.slots).load_us
-            self.stirred = self.stirred or bool(inventory.loading)  # who waits for this model may go with it now
-            inventory.loading[key] = Loading(now, load_us / MICROS_PER_S)
+            self.stirred = self.stirred or reload or bool(inventory.loading)  # who waits for this model may go with it now
+            inventory.loading[key] = Loading(now, load_us / MICROS_PER_S, request.ask.options)
+            self.loads += 1
             effects.append(Count(name="loads_total", labels={"agent": agent.name}))
 
     # ------------------------------------------------------------ waiting

@@ -301,6 +301,8 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lease: Lease
     unload: tuple[str, ...] = ()
     """Models that this node is to unload first: without that it would choose itself which one goes, or wait for a busy one."""
+    raise_context: int | None = None
+    """The context length to put into the request in place of its own `num_ctx`, so that the node need not load the model anew."""
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -6,6 +6,7 @@ Ollama's own JSON objects (or bare names from older agents); they come from outs
 Rules: a report beats what was known before it was asked for; what the router saw after that beats the report, so an answer that was
 under way cannot undo it. A model that is being loaded is absent from `/api/ps`, so its absence there says nothing.
 Two names with one digest share one runner: both count as loaded.
+Which options a runner has is what it was last loaded with for us; of one that others loaded only its context length is told.
 """
 
 from typing import Any, Final
@@ -13,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from core.names import key_or_none
+from core.runner_options import context_of, fits, raised_to
 from core.units import Instant, ModelKey
 
 ROWS_MAX: Final = 10_000
@@ -28,6 +30,8 @@ class Model(msgspec.Struct, frozen=True, gc=False):
     key: ModelKey
     digest: str
     size_bytes: int
+    trained_context: int = 0
+    """Tokens; 0 when the node did not tell."""
 
 
 class Loading(msgspec.Struct, frozen=True, gc=False):
@@ -35,6 +39,8 @@ class Loading(msgspec.Struct, frozen=True, gc=False):
 
     since: Instant
     expected_s: float
+    options: str = ""
+    """Runner options that it will run with."""
 
 
 class Inventory:
@@ -44,13 +50,17 @@ class Inventory:
         "_reported",
         "_reported_digests",
         "_seen",
+        "contexts",
         "installed",
         "installed_rows",
         "known",
+        "loaded_at",
         "loaded_rows",
         "loading",
         "options",
+        "raises",
         "resident",
+        "used_at",
     )
 
     def __init__(self) -> None:
@@ -63,6 +73,14 @@ class Inventory:
         """Models in memory; a dict for its order."""
         self.options: dict[ModelKey, str] = {}
         """Runner options that a resident model was last seen to run with."""
+        self.contexts: dict[ModelKey, int] = {}
+        """Context lengths that the node told of resident models since they were loaded."""
+        self.loaded_at: dict[ModelKey, Instant] = {}
+        """When a resident model answered first after a load that the router caused."""
+        self.used_at: dict[ModelKey, Instant] = {}
+        """When the last of our requests for a model ended."""
+        self.raises = False
+        """`ROUTER_RAISE_CONTEXT`: a request for a smaller context than the loaded one is raised to it."""
         self.loading: dict[ModelKey, Loading] = {}
         self._reported: dict[ModelKey, None] = {}
         self._reported_digests: dict[str, None] = {}
@@ -79,11 +97,12 @@ class Inventory:
         for row in rows:
             key = _key(row)
             if key is not None and key not in self.installed:
-                self.installed[key] = Model(key, _digest(row), _size(row))
+                self.installed[key] = Model(key, _digest(row), _size(row), _context(row.get("details")) if isinstance(row, dict) else 0)
         for key in [key for key in self._seen if key not in self.installed]:
             del self._seen[key]
-        for key in [key for key in self.loading if key not in self.installed]:
-            del self.loading[key]
+        for table in (self.loading, self.used_at):
+            for key in [key for key in table if key not in self.installed]:
+                del table[key]
         self._settle()
         return True
 
@@ -97,6 +116,13 @@ class Inventory:
         self._reported = dict.fromkeys(by_key)
         self._reported_digests = {digest: None for row in rows if (digest := _digest(row))}
         self._settle()
+        for key in self.resident:
+            told = _context(by_key.get(key))
+            before = self.contexts.get(key)
+            if told and told != before:
+                self.contexts[key] = told
+                if before:  # somebody else loaded it with other options
+                    self.options.pop(key, None)
         return by_key
 
     def saw_loaded(self, key: ModelKey, options: str, *, now: Instant) -> None:
@@ -105,8 +131,10 @@ class Inventory:
         if key not in self.installed:
             return
         self._seen[key] = (now, True)
+        known = self.options.get(key)
+        if known is None or known != options:
+            self._other_options(key, options, now)
         self.resident[key] = None
-        self.options[key] = options
         if self.loading:
             self.loading.pop(key, None)
 
@@ -114,7 +142,7 @@ class Inventory:
         """The node was told to unload it, or its runner is known to be gone."""
         self._seen[key] = (now, False)
         self.resident.pop(key, None)
-        self.options.pop(key, None)
+        self._forget_runner(key)
 
     def forget_loaded(self, *, now: Instant) -> None:
         """Nothing is in memory any more (the node restarted, or ran out of memory, which expires all models)."""
@@ -123,9 +151,41 @@ class Inventory:
         self.loading.clear()
 
     def needs_reload(self, key: ModelKey, options: str) -> bool:
-        """Whether the resident model is known to run with other options than these."""
+        """Whether the resident model is known to run with options that a request with these cannot share."""
         known = self.options.get(key)
-        return known is not None and known != options
+        if known == options:
+            return False
+        context = self.contexts.get(key)
+        if known is None:  # others loaded it: its context is all that can be told of it
+            wanted = context_of(options)
+            return wanted is not None and context is not None and not (wanted == context or (self.raises and wanted < context))
+        return not fits(options, known, context, raises=self.raises)
+
+    def joins(self, key: ModelKey, options: str) -> bool:
+        """Whether the load of the model that is under way serves a request with these options too."""
+        return fits(options, self.loading[key].options, None, raises=self.raises)
+
+    def raised(self, key: ModelKey, options: str) -> int | None:
+        """To which context length a request with these options is to be raised there; None: it goes as it is."""
+        if not self.raises or not options:
+            return None
+        loading = self.loading.get(key)
+        if loading is not None:
+            return raised_to(options, loading.options, None)
+        return raised_to(options, self.options.get(key, ""), self.contexts.get(key)) if key in self.resident else None
+
+    def _other_options(self, key: ModelKey, options: str, now: Instant) -> None:
+        """An answer came for other options than those known: from a new runner, unless the one that is there serves both."""
+        if key in self.resident and key in self.options and not self.needs_reload(key, options):
+            return
+        if key not in self.resident or self.needs_reload(key, options):
+            self.loaded_at[key] = now
+            self.contexts.pop(key, None)
+        self.options[key] = options
+
+    def _forget_runner(self, key: ModelKey) -> None:
+        for table in (self.options, self.contexts, self.loaded_at):
+            table.pop(key, None)
 
     def _settle(self) -> None:
         """Recompute `resident` from the reports and what was seen since."""
@@ -136,9 +196,10 @@ class Inventory:
                 resident[key] = None
                 if self.loading:
                     self.loading.pop(key, None)
+        for key in self.resident:
+            if key not in resident:
+                self._forget_runner(key)
         self.resident = resident
-        if self.options:
-            self.options = {key: options for key, options in self.options.items() if key in resident}
 
 
 def _key(row: object) -> ModelKey | None:
@@ -154,3 +215,8 @@ def _digest(row: object) -> str:
 def _size(row: object) -> int:
     size = row.get("size") if isinstance(row, dict) else None
     return size if isinstance(size, int) and size > 0 else 0
+
+
+def _context(row: object) -> int:
+    context = row.get("context_length") if isinstance(row, dict) else None
+    return context if isinstance(context, int) and context > 0 else 0

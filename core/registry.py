@@ -114,6 +114,11 @@ class Registry:
                 self._holders[key] = holders
         return holders
 
+    def trained_context(self, key: ModelKey) -> int:
+        """Tokens of context that the model was trained with; 0 when no node says so."""
+        models = (agent.inventory.installed.get(key) for agent in self._agents.values())
+        return max((model.trained_context for model in models if model is not None), default=0)
+
     def out(self, key: ModelKey | None) -> Mapping[str, str]:
         """Approved agents that hold the model and are not in `holders`, by name, and why."""
         if key is None:
@@ -190,6 +195,7 @@ class Registry:
         state = AgentState.OFFLINE if event.trusted else AgentState.PENDING
         agent = Agent(event.new_id, event.upstream, state=state, now_unix=event.now_unix)
         agent.slots = self._config.slots_default
+        agent.inventory.raises = self._config.raise_context
         agent.introduce(event.registration, event.upstream)
         agent.boot = event.registration.boot
         agent.last_report = (agent.boot, -1)
@@ -321,6 +327,7 @@ class Registry:
                 return [FULL]
             agent = Agent(event.agent_id, event.upstream, state=AgentState.OFFLINE, now_unix=event.now_unix)
             agent.agentless = True
+            agent.inventory.raises = self._config.raise_context
             agent.why = "was not heard since the coordinator started"
             self._agents[agent.id] = agent
         agent.machine_name = event.name

@@ -86,6 +86,8 @@ class Request(msgspec.Struct, gc=False):
     """Models that the node that was just chosen has to unload for it."""
     barred: dict[str, str] = {}
     """Nodes that the last decision passed over, by name, and why."""
+    held: bool = False
+    """Whether it was held back to spare a runner with other options."""
     refused_by: list[Agent] = []
     """Nodes that said their model cannot do this."""
     spent: int = 0
@@ -105,7 +107,7 @@ class Request(msgspec.Struct, gc=False):
     def kind(self) -> Kind:
         """Requests of one kind have the same nodes to choose from, and cost about the same there."""
         out = tuple(sorted((*self.tried, *self.busy))) if self.tried or self.busy else ()
-        return (self.key, self.came.runner_options, self.ask.needs_slot, self.ask.capped, out)
+        return (self.key, self.ask.options, self.ask.needs_slot, self.ask.capped, out)
 
     def end_attempt(self, outcome: str, *, now: Instant) -> None:
         """Note how the present attempt ended."""

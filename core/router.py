@@ -50,6 +50,7 @@ from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
 from core.requests import Phase, Request, begin, cloud_off, expected_output
+from core.runner_options import canonical
 from core.scoring import Ask, strategy
 from core.units import NEVER, AgentId, Instant, RequestId
 from core.views import AgentView, EjectionView, Explanation, Statistics, WaitingView
@@ -78,7 +79,7 @@ class Router:
         self._registry = Registry(config, in_flight=lambda agent_id: self._dispatcher.ledger.in_flight(agent_id))
         self._heat = Heat()
         self._prompts = Prompts()
-        displacement = Displacement(
+        self._displacement = displacement = Displacement(
             self._speeds, self._heat, ready=self._registry.ready, in_flight=lambda key: self._dispatcher.ledger.of_model(key)
         )
         chosen = strategy(config, self._speeds, displacement)
@@ -90,7 +91,10 @@ class Router:
         self._settled_total = 0
         self._look = False
         """Whether somebody who waits may be able to go since the last look."""
-        self._clocks = (self._ledger.deadlines, self._dispatcher.answered, self._registry.deadlines, self._queue, self._health)
+        self._clocks = (
+            self._ledger.deadlines, self._dispatcher.answered, self._registry.deadlines, self._queue, self._health,
+            self._dispatcher.obstacles.alarm,
+        )  # fmt: skip
         """Everything that something is due of: each has its `earliest`."""
         self._deadline = self._earliest()
         self._handlers: dict[type, Callable[[Any, list[Effect], Instant], None]] = {
@@ -141,7 +145,7 @@ class Router:
         effects += self._registry.expire(now=now)
         for request_id in self._queue.due(now=now):
             self._dispatcher.time_out(self._requests[request_id], effects, now=now)
-        if self._health.woken(now=now):
+        if self._health.woken(now=now) | self._dispatcher.obstacles.alarm.rings(now=now):
             self._look = True
         grace = self._dispatcher.grace_until
         if grace is not None and grace <= now:
@@ -156,8 +160,8 @@ class Router:
         return self._deadline
 
     def _earliest(self) -> Instant | None:
-        leases, answered, agents, queue, health = self._clocks
-        earliest = min(leases.earliest, answered.earliest, agents.earliest, queue.earliest, health.earliest)
+        leases, answered, agents, queue, health, turns = self._clocks
+        earliest = min(leases.earliest, answered.earliest, agents.earliest, queue.earliest, health.earliest, turns.earliest)
         grace = self._dispatcher.grace_until
         if grace is not None and grace < earliest:
             return grace
@@ -225,6 +229,9 @@ class Router:
             agents_ready=len(self._registry.ready()),
             in_flight_by_agent={agent_id: len(leases) for agent_id, leases in self._ledger.by_agent().items()},
             requests_total=self._settled_total,
+            loads_total=self._dispatcher.loads,
+            reloads_total=self._dispatcher.reloads,
+            reloads_avoided_total=self._dispatcher.reloads_avoided,
         )
 
     def placement(self) -> Question:
@@ -239,9 +246,12 @@ class Router:
         self._came += 1
         key = key_or_none(event.model) if event.model is not None else None
         runs_model = event.route.runs_model
+        options = event.runner_options
+        if options and key is not None:
+            options = canonical(options, self._registry.trained_context(key))
         ask = Ask(
             key if runs_model else None,
-            event.runner_options,
+            options,
             event.input_tokens,
             expected_output(event, 0 if key is None else self._speeds.output_tokens(key)),
             runs_model and not event.load_only,
@@ -250,6 +260,7 @@ class Router:
         if ask.needs_slot and key is not None and self._registry.holders(key):
             self._heat.came(key, now=now)
             self._prompts.came(key, event.input_tokens)
+            self._displacement.came(key, options, now=now)
         request = begin(event, key, ask, number=self._came, now=now)
         self._requests[event.request_id] = request
         if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
@@ -278,7 +289,7 @@ class Router:
         if key is not None and not came.unload:
             if key in inventory.loading or key not in inventory.resident:
                 self._look = True  # a load is through, whoever began it
-            inventory.saw_loaded(key, came.runner_options, now=now)
+            inventory.saw_loaded(key, request.ask.options, now=now)
 
     def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)

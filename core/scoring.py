@@ -80,6 +80,8 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     patience: int | None = None
     """With no room: how many more of the same kind would rather wait for this node than take the best one that has room; None: all, for
     there is no such node."""
+    spared: bool = False
+    """Whether some node that has the model loaded with other options would have been as good, were a reload free."""
 
 
 class Strategy(abc.ABC):
@@ -165,8 +167,8 @@ class Auto(Strategy):
         rows: list[Row] = []
         best: Row | None = None
         best_open: Row | None = None
-        least = inf
-        """Score of `best_open`, which is never below that of `best`."""
+        least = blind = inf
+        """Score of `best_open`, which is never below that of `best`; and of the best runner with other options, were options free."""
         for node in nodes:
             node_id, inventory = node.id, node.inventory
             rates = known.get(node_id)
@@ -178,10 +180,12 @@ class Auto(Strategy):
             here = len(on.get(node_id, ()))
             count = here + node.beyond + (ahead.get(node_id, 0) if ahead else 0)
             cold = displaced = 0
-            if inventory.loading or key not in inventory.resident or inventory.options.get(key, options) != options:
-                cold = _cold_us(inventory, key, options, rates.load_us, now)
-                if self._displacement is not None and key not in inventory.resident and key not in inventory.loading:
-                    displaced, _ = self._displacement.of(node, key, now=now)
+            if inventory.loading or key not in inventory.resident or inventory.options.get(key, "") != options:
+                cold, replaces = _cold_us(inventory, key, options, rates.load_us, now)
+                if replaces is not None:
+                    blind = min(blind, (count + 1) * work)
+                if self._displacement is not None:
+                    displaced = self._displaced_us(node, key, replaces, now)
             score = (count + 1) * work + cold + displaced
             row = (node, score, work, count, cold, displaced)
             rows.append(row)
@@ -194,15 +198,25 @@ class Auto(Strategy):
         assert best is not None, "a choice among no nodes"
         # A tie between waiting and going is no reason to wait.
         if best_open is not None and best_open[1] == best[1]:
-            return Choice(best_open[0], True, rows, best_open[4], best_open[2])
-        return self._wait_for(best, best_open, rows, load)
+            return Choice(best_open[0], True, rows, best_open[4], best_open[2], spared=blind <= best_open[1])
+        return self._wait_for(best, best_open, rows, load, spared=blind <= best[1])
 
-    def _wait_for(self, best: Row, best_open: Row | None, rows: list[Row], load: Load) -> Choice:
+    def _displaced_us(self, node: "Agent", key: ModelKey, replaces: str | None, now: Instant) -> int:
+        """What a load there pushes out: other models, or the runner of the same model with the options `replaces`."""
+        displacement, inventory = self._displacement, node.inventory
+        assert displacement is not None, "asked only where there is one"
+        if replaces is not None:
+            return displacement.of_runner(node, key, replaces, now=now)
+        if key in inventory.resident or key in inventory.loading:
+            return 0
+        return displacement.of(node, key, now=now)[0]
+
+    def _wait_for(self, best: Row, best_open: Row | None, rows: list[Row], load: Load, *, spared: bool) -> Choice:
         """The best one is full."""
         node, score, work, _, cold, _ = best
         queued = max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
         patience = None if best_open is None else (best_open[1] - score - 1) // work
-        return Choice(node, False, rows, queued * work + cold, work, patience)
+        return Choice(node, False, rows, queued * work + cold, work, patience, spared)
 
     def _light(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice:
         """A request that costs a node next to nothing: fewest active requests; one that only loads goes where that is cheapest."""
@@ -247,14 +261,21 @@ def _active(node: "Agent", load: Load) -> int:
     return len(load.on.get(node.id, ())) + node.beyond
 
 
-def _cold_us(inventory: "Inventory", key: ModelKey, options: str, load_us: int, now: Instant) -> int:
-    """What must pass before the model can answer: its load, after those that the node is already at (it loads one at a time)."""
-    if key not in inventory.loading and key in inventory.resident:
+def _cold_us(inventory: "Inventory", key: ModelKey, options: str, load_us: int, now: Instant) -> tuple[int, str | None]:
+    """What must pass before the model can answer: its load, after those that the node is already at (it loads one at a time). And the
+    options of the runner that must go for it; None when none must."""
+    replaces = None
+    loading = inventory.loading.get(key)
+    if loading is not None:
+        if inventory.joins(key, options):
+            load_us = 0
+        else:
+            replaces = loading.options
+    elif key in inventory.resident:
         if not inventory.needs_reload(key, options):
-            return 0
-    elif key in inventory.loading:
-        load_us = 0
-    for loading in inventory.loading.values():
-        left_s = max(loading.expected_s - (now - loading.since), loading.expected_s / 8)
+            return 0, None
+        replaces = inventory.options.get(key, "")
+    for other in inventory.loading.values():
+        left_s = max(other.expected_s - (now - other.since), other.expected_s / 8)
         load_us += int(left_s * MICROS_PER_S)
-    return load_us
+    return load_us, replaces

@@ -138,3 +138,9 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_by_agent: dict[AgentId, int]
     requests_total: int
     """Settled since the start."""
+    loads_total: int = 0
+    """Loads of a model that requests brought about."""
+    reloads_total: int = 0
+    """Those of them that replaced a runner of the same model with other options."""
+    reloads_avoided_total: int = 0
+    """Requests that fit a loaded runner, and would have replaced another one, had their runner options been disregarded."""

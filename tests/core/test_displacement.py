@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from core.config import RouterConfig
 from core.displacement import UNLOAD_US, Displacement
 from core.events import Ending, Failure, Forward, Refuse, Wait
-from core.heat import Heat
+from core.heat import MODELS_MAX, Heat
 from core.learning import Speeds
 from core.names import normalise
 from core.units import GIB, AgentId, Instant
@@ -164,7 +164,7 @@ def test_replicas_share_the_price() -> None:
             world.ask(f"h{n}", HOT)
             world.serve(f"h{n}", 0.1)
         agents = world.router._registry.ready()
-        price, victims = world.router._dispatcher._displacement.of(agents[0], normalise(NEW), now=Instant(world.now))
+        price, victims = world.router._displacement.of(agents[0], normalise(NEW), now=Instant(world.now))
         assert victims == (normalise(HOT),)
         prices.append(price - UNLOAD_US)
     assert prices[1] == pytest.approx(prices[0] / 2, rel=0.05)
@@ -175,3 +175,37 @@ def test_a_node_with_nothing_in_memory_loses_nothing() -> None:
     world.node("a")
     made = Displacement(Speeds(RouterConfig()), Heat(), ready=world.router._registry.ready, in_flight=lambda key: {})
     assert made.of(world.router._registry.ready()[0], normalise(NEW), now=Instant(world.now)) == (0, ())
+
+
+def test_a_runner_is_worth_what_its_own_options_are_asked_for() -> None:
+    world = World()
+    a, b = world.backend("a", "m"), world.backend("b", "m")
+    displacement, key = world.router._displacement, normalise("m")
+    agent = world.router._registry.get(a)
+    assert agent is not None
+
+    def worth(options: str) -> int:
+        return displacement.of_runner(agent, key, options, now=Instant(world.now))
+
+    never = worth("num_ctx=1")
+    for number in range(20):
+        world.ask(f"r{number}", runner_options="num_ctx=1")
+        world.serve(f"r{number}", 0.2)
+    hot = worth("num_ctx=1")
+    assert hot > never
+    assert worth("num_ctx=2") < hot, "nobody asks for it"
+    assert worth("") > worth("num_ctx=2"), "requests without options were not told apart before: the model's own heat counts"
+    agent.inventory.saw_loaded(key, "num_ctx=1", now=Instant(world.now))
+    other = world.router._registry.get(b)
+    assert other is not None
+    other.inventory.saw_loaded(key, "num_ctx=1", now=Instant(world.now))
+    world.now += 0.001
+    assert worth("num_ctx=1") < hot, "another node has it too"
+
+
+def test_a_bounded_number_of_models_is_told_apart_by_options() -> None:
+    displacement = Displacement(Speeds(RouterConfig()), Heat(), ready=tuple, in_flight=lambda _: {})
+    for number in range(MODELS_MAX + 5):
+        displacement.came(normalise(f"m{number}"), "num_ctx=1", now=Instant(1.0))
+    displacement.came(normalise("m"), "", now=Instant(1.0))
+    assert len(displacement._mixed) == MODELS_MAX

@@ -125,6 +125,59 @@ def test_options_are_known_from_answers_only_and_gone_with_the_model() -> None:
     assert not inventory.needs_reload(A, "")
 
 
+def test_a_reported_context_tells_which_contexts_fit_what_others_loaded() -> None:
+    inventory = known("a")
+    inventory.report_loaded([row("a", context_length=4096)], asked_at=at(1), now=at(1))
+    assert not inventory.needs_reload(A, "num_ctx=4096")
+    assert inventory.needs_reload(A, "num_ctx=2048")
+    assert not inventory.needs_reload(A, "")
+    assert not inventory.needs_reload(A, "num_gpu=1"), "nothing is known of it"
+    assert (inventory.raised(A, "num_ctx=2048"), inventory.raised(B, "num_ctx=2048")) == (None, None)
+    inventory.raises = True
+    assert not inventory.needs_reload(A, "num_ctx=2048")
+    assert inventory.needs_reload(A, "num_ctx=8192")
+    assert (inventory.raised(A, "num_ctx=2048"), inventory.raised(A, "num_ctx=4096"), inventory.raised(A, "")) == (4096, None, None)
+    assert inventory.raised(B, "num_ctx=2048") is None, "it is not loaded"
+
+
+def test_a_runner_that_serves_both_keeps_its_own_options() -> None:
+    inventory = known("a")
+    inventory.saw_loaded(A, "", now=at(1))
+    inventory.report_loaded([row("a", context_length=4096)], asked_at=at(2), now=at(2))
+    inventory.saw_loaded(A, "num_ctx=4096", now=at(3))
+    assert inventory.options == {A: ""}
+    assert not inventory.needs_reload(A, "num_ctx=4096")
+    assert inventory.loaded_at == {A: 1}
+    inventory.saw_loaded(A, "num_ctx=1", now=at(4))
+    assert (inventory.options, inventory.contexts, inventory.loaded_at) == ({A: "num_ctx=1"}, {}, {A: 4})
+
+
+def test_a_context_that_changes_means_that_somebody_else_loaded_it() -> None:
+    inventory = known("a")
+    inventory.saw_loaded(A, "num_ctx=2048", now=at(1))
+    for seconds, context in ((2, 2048), (3, 2048), (4, 8192)):
+        assert not inventory.needs_reload(A, "num_ctx=2048")
+        inventory.report_loaded([row("a", context_length=context)], asked_at=at(seconds), now=at(seconds))
+    assert inventory.needs_reload(A, "num_ctx=2048")
+    assert not inventory.needs_reload(A, "num_ctx=8192")
+
+
+def test_what_a_model_was_trained_with_is_in_its_row() -> None:
+    inventory = Inventory()
+    inventory.report_installed([row("a", details={"context_length": 4096}), row("b", details=7)])
+    assert [model.trained_context for model in inventory.installed.values()] == [4096, 0]
+
+
+def test_who_asks_for_the_same_options_joins_a_load() -> None:
+    inventory = known("a")
+    inventory.loading[A] = Loading(at(1), 5.0, "num_ctx=8192")
+    assert inventory.joins(A, "num_ctx=8192")
+    assert not inventory.joins(A, "num_ctx=2048")
+    inventory.raises = True
+    assert inventory.joins(A, "num_ctx=2048")
+    assert inventory.raised(A, "num_ctx=2048") == 8192
+
+
 @pytest.mark.parametrize("by", ["answer", "report", "removal"])
 def test_a_load_is_over_when_the_model_answers_is_listed_or_is_gone(by: str) -> None:
     inventory = known("a", "b")

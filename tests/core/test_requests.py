@@ -21,7 +21,7 @@ def came(route: Route = Route.CHAT, model: str | None = "m", **fields: object) -
 
 def request(*, output: int = 150, cold: bool = False, first: float | None = 11.0, **fields: object) -> Request:
     """One that came at 10 and was forwarded at once."""
-    asked = Ask(M, options="", input_tokens=5, output_tokens=output, needs_slot=True)
+    asked = Ask(M, options=str(fields.get("runner_options", "")), input_tokens=5, output_tokens=output, needs_slot=True)
     made = begin(came(**fields), M, asked, number=1, now=Instant(10.0))  # type: ignore[arg-type]
     made.agent = Agent(AgentId("a"), Upstream(host="h", port=1), state=AgentState.READY, now_unix=UnixMs(0))
     made.agent.name = "node"

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from core.agents import Agent
 from core.config import STRATEGIES, RouterConfig
+from core.displacement import Displacement
 from core.events import Upstream
+from core.heat import Heat
 from core.inventory import Loading
 from core.learning import Sample, Speeds
 from core.leases import Held
@@ -135,6 +137,53 @@ def test_other_options_cost_a_reload() -> None:
     assert found.agent is same
     assert min(row[4] for row in found.rows) == 0
     assert max(row[4] for row in found.rows) > 0
+
+
+def test_a_load_with_other_options_is_none_of_ours() -> None:
+    loading = node("loading", loaded=False)
+    loading.inventory.loading[M] = Loading(NOW, 5.0, "num_ctx=9")
+    (joins,) = Chooser()([loading], asked=ask(options="num_ctx=9")).rows
+    (other,) = Chooser()([loading], asked=ask(options="num_ctx=5")).rows
+    assert joins[4] == 5_000_000
+    assert other[4] > 5_000_000, "what is left of it, and its own"
+
+
+class Prices(Displacement):
+    """A load displaces two seconds' worth of other models; another kind of options costs three."""
+
+    def __init__(self) -> None:
+        super().__init__(Speeds(RouterConfig()), Heat(), ready=tuple, in_flight=lambda _: {})
+
+    def of(self, node: Agent, key: ModelKey, *, now: Instant) -> tuple[int, tuple[ModelKey, ...]]:
+        return 2_000_000, ()
+
+    def of_runner(self, node: Agent, key: ModelKey, options: str, *, now: Instant) -> int:
+        assert options == "num_ctx=5"
+        return 3_000_000
+
+
+def test_what_a_load_displaces_is_priced() -> None:
+    cold, joins, other, elsewhere = node("cold", loaded=False), node("joins", loaded=False), node("other"), node("elsewhere")
+    joins.inventory.loading[M] = Loading(NOW, 5.0, "num_ctx=9")
+    other.inventory.saw_loaded(M, "num_ctx=5", now=NOW)
+    elsewhere.inventory.saw_loaded(M, "num_ctx=9", now=NOW)
+    elsewhere.inventory.loading[ModelKey("other")] = Loading(NOW, 5.0)
+    auto = Auto(Speeds(RouterConfig()), Prices())
+    rows = auto.choose(ask(options="num_ctx=9"), [cold, joins, other, elsewhere], load(), now=NOW).rows
+    assert [row[5] for row in rows] == [2_000_000, 0, 3_000_000, 0]
+
+
+def test_it_says_where_disregarding_options_would_have_cost_a_reload() -> None:
+    choose = Chooser()
+    same, other = node("same"), node("other")
+    same.inventory.saw_loaded(M, "num_ctx=9", now=NOW)
+    other.inventory.saw_loaded(M, "", now=NOW)
+    asked = ask(options="num_ctx=9")
+    assert choose([other, same], asked=asked).spared
+    assert not choose([same], asked=asked).spared
+    assert not choose([other, same], load({"other": 1}), asked).spared, "the other one is busier anyway"
+    waits = choose([other, same], load({"same": 1}), asked)
+    assert (waits.agent, waits.room, waits.spared) == (same, False, True)
 
 
 def test_faster_nodes_and_heavier_weights_get_more() -> None:

@@ -142,7 +142,7 @@ def sends_to_strangers(router: Any) -> None:
 
 def sends_to_anybody_when_a_model_is_new(router: Any) -> None:
     router._registry.holders = lambda key: router._registry.ready()
-    router._dispatcher._begin_load = lambda request, agent, effects, *, now: None
+    router._dispatcher._begin_load = lambda request, agent, key, effects, *, now: None
     router._dispatcher._strategy.choose = _first_of(router)
 
 
