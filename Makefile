@@ -24,6 +24,8 @@ run: $(VENV)/.stamp-run
 test: lint clients debian-packages
 	$(PY) -m pytest
 	$(PY) -m tests.house.coverage_by_module
+	@seed=$$(git rev-parse --verify --quiet --short=12 HEAD 2>/dev/null) || { seed=1; echo "No commit to take a seed from: the worlds of seed 1."; }; \
+	$(PY) -m core.simulation --seed $$seed --seeds 40 --steps 2000
 
 check: lint
 	$(PY) -m tests.house.coverage_by_module

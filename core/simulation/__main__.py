@@ -79,6 +79,8 @@ def _options(seed: int, given: argparse.Namespace) -> Options:
 def _failed(world: World, verdict: Verdict, given: argparse.Namespace) -> int:
     print(f"{verdict.outcome.name}  seed {verdict.seed}, step {verdict.steps}, {verdict.at_s:.3f} s, digest {verdict.digest}")
     print(verdict.text)
+    if given.replay is None:
+        print(f"again: {_command(verdict.seed, given)}")
     if verdict.outcome is Outcome.CRASH and world.failure is not None:
         traceback.print_exception(world.failure, file=sys.stdout)
     if given.save is not None:
@@ -88,6 +90,13 @@ def _failed(world: World, verdict: Verdict, given: argparse.Namespace) -> int:
         given.save.write_text("".join(f"{line}\n" for line in script.dump(kept)), encoding="utf-8")
         print(f"{len(kept.actions)} of {len(world.actions)} actions written to {given.save}")
     return verdict.outcome.value
+
+
+def _command(seed: int, given: argparse.Namespace) -> str:
+    """What runs this one world again, and keeps its script, shortened."""
+    nodes = "" if given.nodes is None else f" --nodes {given.nodes}"
+    kind = " --lite" if given.lite else " --performance" if given.performance else ""
+    return f"python -m core.simulation --seed {seed} --steps {given.steps} --every {given.every}{nodes}{kind} --save failure.jsonl"
 
 
 def _replay(given: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 import core.simulation.__main__ as command
 from core.simulation.world import World
-from tests.core.simulation.mutants import answers_twice, leaks_the_lease_of_a_client_that_left, maker
+from tests.core.simulation.mutants import answers_twice, leaks_the_lease_of_a_client_that_left, maker, ticks_twice
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -53,6 +53,7 @@ def test_a_failure_is_told_kept_and_played_again(spoiled: Any, tmp_path: Path, c
     told = capsys.readouterr().out
     assert "CORRECTNESS  seed 0" in told
     assert "R14" in told
+    assert "again: python -m core.simulation --seed 0 --steps 1500 --every 1 --save failure.jsonl" in told
     assert command.main(["--replay", str(kept)]) == 129
     assert "R14" in capsys.readouterr().out
     assert command.main(["--seed", "0", "--steps", "1500", "--save", str(kept), "--no-shrink"]) == 129
@@ -71,6 +72,19 @@ def test_a_failure_without_a_file(spoiled: Any, capsys: pytest.CaptureFixture[st
     spoiled(leaks_the_lease_of_a_client_that_left)
     assert command.main(["--seed", "0", "--steps", "1500", "--seeds", "50"]) == 129
     assert "written" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["--lite", "--nodes", "3"], ["--performance", "--nodes", "3"]])
+def test_the_command_that_runs_a_failure_again_says_all_that_was_said(
+    given: list[str], spoiled: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoiled(ticks_twice)
+    assert command.main([*given, "--seed", "7", "--seeds", "3", "--steps", "400"]) == 129
+    first = capsys.readouterr().out
+    again = next(line for line in first.splitlines() if line.startswith("again: "))
+    command_line = again.removeprefix("again: python -m core.simulation ").removesuffix(" --save failure.jsonl")
+    assert command.main(command_line.split()) == 129
+    assert capsys.readouterr().out.endswith(first[first.index("CORRECTNESS") :])
 
 
 def test_a_script_is_played(capsys: pytest.CaptureFixture[str]) -> None:
