@@ -135,6 +135,11 @@ def _stopped(pieces: list[Piece], stops: tuple[str, ...]) -> list[Piece]:
     return kept
 
 
+def call_id(dice: random.Random) -> str:
+    """What a call is known by."""
+    return "call_" + "".join(dice.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
+
+
 def tool_calls(question: Question, dice: random.Random) -> list[dict[str, Any]]:
     """The calls that the last user message asks for, in the order of the tools."""
     said = question.last_message.lower()
@@ -145,8 +150,7 @@ def tool_calls(question: Question, dice: random.Random) -> list[dict[str, Any]]:
         if any(len(word) >= 4 and word in said for word in re.split(r"[^a-z]+", name.lower())):
             schema = function.get("parameters")
             arguments = fitting(schema, dice, question.last_message) if isinstance(schema, dict) else {}
-            call_id = "call_" + "".join(dice.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
-            calls.append({"id": call_id, "function": {"index": len(calls), "name": name, "arguments": arguments}})
+            calls.append({"id": call_id(dice), "function": {"index": len(calls), "name": name, "arguments": arguments}})
     return calls
 
 

@@ -250,7 +250,7 @@ def _ask(
     """What generate and chat have in common."""
     schema, error = checked_format(fields.get("format"))
     images = len(fields.get("images", [])) + sum(len(message.get("images", [])) for message in fields.get("messages", []))
-    if images and not model.can("vision"):
+    if images and not model.can("vision") and not model.scripted:
         error = Refusal(400, NO_VISION, early=False)
     context = min(options.get("num_ctx") or knobs.context, model.context_length)
     if tokens > context:

@@ -23,6 +23,7 @@ from agent.simulated.native import JSON_TYPE, Figures, Wall
 from agent.simulated.openai import TranslationError
 from agent.simulated.protocols import PROTOCOLS, plain
 from agent.simulated.reading import Refusal
+from agent.simulated.scripts import UNFINISHED, scripted
 from agent.simulated.wire import ConnectionOver, Header, Reply, Request
 from core.simulation.node import Came
 
@@ -137,7 +138,7 @@ class _Serving:
             question = ask.question
             if self._knobs.seed:
                 question = msgspec.structs.replace(question, seed=(question.seed or 0) + self._knobs.seed)
-            self._pieces, self._reason = answer(question, usual_tokens=self._knobs.answer_tokens)
+            self._pieces, self._reason = scripted(ask.question) or answer(question, usual_tokens=self._knobs.answer_tokens)
         try:
             await self._scheduled()
         except trio.Cancelled:
@@ -296,6 +297,10 @@ class _Serving:
             await reply.whole(200, openai.embedded(ask), native.BARE_JSON_TYPE)
         elif ask.purpose == "load":
             await reply.whole(200, writer.loaded("load"), writer.whole_type)
+        elif self._reason == UNFINISHED and ask.stream:
+            await reply.end()
+        elif self._reason == UNFINISHED:
+            await reply.whole(200, writer.unfinished(self._pieces), writer.whole_type)
         elif ask.stream:
             await reply.chunks(writer.stream_type, writer.last(self._pieces, self._reason, figures))
             await reply.end()

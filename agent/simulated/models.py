@@ -52,6 +52,8 @@ class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[tuple[str, str], ...] = ()
     parent_model: str = ""
     layers: tuple[Layer, ...] = ()  # weights first, configuration last; made up from the other facts when empty
+    native: bool = False  # its chat template is in the GGUF: llama.cpp writes its prompts and reads its calls
+    scripted: bool = False  # it says what a `SCRIPT:name` in its prompt asks for
     context_bytes: int = 0
     decode_tokens_s: float = 50.0
     prefill_tokens_s: float = 1000.0
@@ -191,7 +193,7 @@ def recorded_models() -> tuple[SimulatedModel, ...]:
 
     def scripted(name: str, *capabilities: str, template: str = "{{ .Prompt }}") -> SimulatedModel:
         plain = small(name, "", "2026-11-22T12:20:00Z", "completion", *capabilities, tiny=False, size_bytes=300_344)
-        return msgspec.structs.replace(plain, decode_tokens_s=50, template=template)
+        return msgspec.structs.replace(plain, decode_tokens_s=50, template=template, scripted=True, native=name == "native")
 
     return (
         middle("mid2", "b4c6f370f2d3bbc6bef3c0bf10fc468eb200b7dd051618b5724c0c296d9d95a0", "2026-11-22T12:24:44.628195851Z"),
@@ -204,6 +206,8 @@ def recorded_models() -> tuple[SimulatedModel, ...]:
         scripted("thinker", "tools", "thinking"),
         scripted("tools", "tools"),
         scripted("musing", "thinking"),
+        scripted("native", "tools", "thinking", "vision"),
+        scripted("fails"),
         scripted("vision", "vision"),
         scripted(
             "insert", "insert", template="{{ if .Suffix }}<PRE> {{ .Prompt }} <SUF>{{ .Suffix }} <MID>{{ else }}{{ .Prompt }}{{ end }}"

@@ -59,6 +59,7 @@ class NativeWriter:
         self._ask = ask
         self._wall = wall
         self._chat = chat
+        self._held: list[Piece] = []
 
     def _start(self) -> dict[str, Any]:
         return {"model": self._ask.spelling, "created_at": go_time(self._wall())}
@@ -81,12 +82,15 @@ class NativeWriter:
         return {} if top is None or not pieces else {"logprobs": logprobs(pieces, top)}
 
     def piece(self, piece: Piece) -> list[bytes]:
-        """The line of one token."""
+        """The line of one token. On the native path calls wait for the last one."""
+        if piece.calls and self._ask.model.native:
+            self._held.append(piece)
+            return []
         return [go_json({**self._start(), **self._said([piece]), "done": False, **self._logprobs([piece])}) + b"\n"]
 
     def last(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> list[bytes]:
         """The line that ends a stream."""
-        return [go_json(self._final([], pieces, reason, figures)) + b"\n"]
+        return [go_json(self._final(self._held, pieces, reason, figures)) + b"\n"]
 
     def whole(self, pieces: Sequence[Piece], reason: str, figures: Figures) -> bytes:
         """The answer in one."""
