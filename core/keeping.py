@@ -120,7 +120,7 @@ class Keeper:
         self.policy = Policy()
         self.placed: dict[tuple[AgentId, ModelKey], None] = {}
         """What it had downloaded itself."""
-        self._default_rule = default_rule
+        self.default_rule = default_rule
         self._rests: dict[tuple[AgentId, ModelKey], Instant] = {}
 
     def wants(self, key: ModelKey) -> bool:
@@ -166,7 +166,7 @@ class Keeper:
             named = (agent_id, key) in wanted or self._is_default(place, key)
             if place is not None and not named and key in place.holds and self._may(place, key, busy):
                 found.append(Wish(agent_id=agent_id, model=display(key), delete=True))
-        if self._default_rule:
+        if self.default_rule:
             found += self._defaults(sites, found, busy, sizes)
         return found
 

@@ -17,6 +17,7 @@ is late (an older attempt) changes nothing; progress never goes back; a task tha
 """
 
 import enum
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, TypeAlias
 
@@ -36,8 +37,8 @@ TRIES_MAX: Final = 6
 PAUSE_FIRST_S: Final = 2.0
 PAUSE_MAX_S: Final = 300.0
 UNFINISHED_MAX: Final = 10_000
-FINISHED_MAX: Final = 1_000
-"""Finished tasks that are remembered, the newest."""
+FINISHED_MAX: Final = 10_000
+"""Finished tasks that are remembered, the newest; more than there are nodes, so that a fan-out sees all of its own."""
 SPEED_OVER_S: Final = 2.0
 """The speed that is shown is a mean that forgets this fast."""
 
@@ -333,9 +334,9 @@ class Tasks:
         task = self._tasks.get(task_id)
         return None if task is None else task.view(now=self._now)
 
-    def all(self) -> list[TaskView]:
-        """All tasks that are remembered, the first asked first."""
-        return [task.view(now=self._now) for task in self._tasks.values()]
+    def newest(self, limit: int) -> list[TaskView]:
+        """The last `limit` tasks, the last asked first."""
+        return [task.view(now=self._now) for task in itertools.islice(reversed(self._tasks.values()), limit)]
 
     def on(self, agent_id: AgentId) -> Begin | None:
         """The attempt that a node has in hand and should go on with."""
@@ -343,6 +344,12 @@ class Tasks:
         if held is None or held[0].state is not _S.DOWNLOADING:
             return None
         return Begin(task_id=held[0].id, attempt=held[1], what=held[0].what)
+
+    def busy(self) -> set[tuple[AgentId, ModelKey]]:
+        """Models on nodes about which something is to be done, or is being done."""
+        at_work = [task for waiting in self._waiting.values() for task in waiting.values()]
+        at_work += [task for task, _ in self._in_hand.values()]
+        return {(task.what.agent_id, key) for task in at_work for key in task.keys}
 
     @property
     def unfinished(self) -> int:
@@ -525,7 +532,8 @@ class Tasks:
         """Forget the finished tasks that are too many, but none whose work has not stopped yet or that somebody watches."""
         if len(self._finished) > FINISHED_MAX:
             busy = {task.id for task, _ in self._in_hand.values()}
-            for task_id in [task_id for task_id in self._finished if task_id not in busy][: len(self._finished) - FINISHED_MAX]:
+            idle = (task_id for task_id in self._finished if task_id not in busy and self._tasks[task_id].watchers <= 0)
+            for task_id in list(itertools.islice(idle, len(self._finished) - FINISHED_MAX)):
                 del self._finished[task_id]
                 del self._tasks[task_id]
 

@@ -26,11 +26,14 @@ from edge.web import WebPass
 from edge.wire import Watch
 from servers import clock
 from servers.access import Access
-from servers.api import admin, agents, fleet, health, keys, placement
+from servers.api import admin, agents, fleet, health, keys, managing, models, placement, tasks
 from servers.api.web import Web, make_app
+from servers.catalogue import read_catalogue
 from servers.driver import Driver
+from servers.keeping import Keeping
 from servers.listen import internal_socket, open_ports, ports_of, serve_web
 from servers.metrics import Metrics
+from servers.moves import Moves
 from servers.poller import Poller
 from servers.settings import Settings, upstream_name
 from servers.tokens import ADMIN_TOKEN_FILE, Tokens, open_data_dir
@@ -98,6 +101,7 @@ class Coordinator:
         self.started = trio.Event()
         """Requests are taken."""
         self._config = settings.router_config()
+        self._catalogue = read_catalogue(self._data_dir)
         self._stop = trio.Event()
         self._log = structlog.get_logger()
 
@@ -146,6 +150,8 @@ class Coordinator:
                 nursery.start_soon(serve_web, make_web_app(self.web), internal, trio.sleep_forever)
                 nursery.start_soon(partial(self.web.driver.run, proxy.pulse, pulse_s=self._config.pulse_s))
                 nursery.start_soon(self.web.poller.run)
+                nursery.start_soon(self.web.moves.run)
+                nursery.start_soon(self.web.keeping.run)
                 await nursery.start(listener.serve, public)
                 self._say_started()
                 self.started.set()
@@ -175,8 +181,11 @@ class Coordinator:
         )
         access = Access(settings, self.tokens, our_ports=self.ports)
         self.records.listeners.append(access.spent)
+        moves = Moves(driver, pool, credential_of=self.tokens.credential_of, say=sinks.note)
+        keeping = Keeping(driver, moves, self._catalogue, default_rule=settings.auto_distribute)
         self.web = Web(
             settings=settings, driver=driver, access=access, tokens=self.tokens, metrics=metrics, poller=poller,
+            moves=moves, keeping=keeping,
             secret=clock.new_secret().encode(), listening=lambda: not self._stop.is_set(),
         )  # fmt: skip
         return Proxy(
@@ -217,6 +226,6 @@ class Coordinator:
 def make_web_app(web: Web) -> QuartTrio:
     """The web app with all its routes."""
     app = make_app(web)
-    for routes in (agents, fleet, health, admin, keys, placement):
+    for routes in (agents, fleet, health, admin, keys, placement, managing, models, tasks):
         routes.add_routes(app, web)
     return app

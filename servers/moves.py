@@ -60,8 +60,6 @@ class Moves:
         self.tasks = Tasks()
         self.changed = trio.Event()
         """Set, and replaced, when the state of a task changes."""
-        self.keepers: list[Callable[[], None]] = []
-        """Called at each look: who wants to keep the fleet as it should be."""
         self._driver = driver
         self._pool = pool
         self._credential_of = credential_of
@@ -165,8 +163,6 @@ class Moves:
                     await self._wake.wait()
 
     def _look(self) -> None:
-        for keeper in self.keepers:
-            keeper()
         if not self.tasks.unfinished:
             return
         nodes = self._driver.router.inventories()
@@ -248,7 +244,11 @@ class Moves:
             async with trio.open_nursery() as nursery:
                 with scope:
                     nursery.start_soon(self._stay_alive, begun)
-                    done = await self._do(self.ollama(agent), begun)
+                    try:
+                        done = await self._do(self.ollama(agent), begun)
+                    except Exception as problem:  # a fault of ours must not end the coordinator
+                        self._say("error", "a task failed unexpectedly", {"task_id": begun.task_id, "exc_info": problem})
+                        done = Done(error="the router failed on this task; its log says more")
                     if done.rows is not None:
                         polled = NodePolled(agent_id=agent.id, installed=done.rows, alive=False, now_unix=clock.unix_ms())
                         self._driver.apply(polled)

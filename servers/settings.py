@@ -351,7 +351,9 @@ TABLE: Final[tuple[Setting, ...]] = (
         active=False,
     ),
     Setting("ROUTER_BASE_PATH", "base_path", _base_path, "a path such as /ollama", "path prefix of all routes", active=False),
-    Setting("ROUTER_AUTO_DISTRIBUTE", "auto_distribute", _bool, _BOOL, "nodes without a model get one", active=False),
+    Setting(
+        "ROUTER_AUTO_DISTRIBUTE", "auto_distribute", _bool, _BOOL, "nodes whose Ollama the agent installed get a model when they have none"
+    ),
     Setting(
         "HISTORY_RETENTION_DAYS", "history_retention_days", _positive, "days, a whole number from 1", "age of kept records",
         active=False,

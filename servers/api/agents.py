@@ -98,7 +98,10 @@ def _add_reporting(app: QuartTrio, web: Web) -> None:
         await web.access.check(Area.AGENT, caller(), agent_id=agent.id)
         answer: Accepted = one(web.driver.apply(HeartbeatCame(heartbeat=beat, now_unix=clock.unix_ms())))
         credential = web.tokens.gateway_credential(agent.id) if agent.upstream.gateway and answer.status != "pending" else None
-        return reply(HeartbeatAnswer(status=answer.status, gateway_credential=credential, send_inventory=answer.send_inventory))
+        orders = web.moves.orders(agent.id) if credential is not None else []
+        return reply(
+            HeartbeatAnswer(status=answer.status, gateway_credential=credential, send_inventory=answer.send_inventory, tasks=orders)
+        )
 
     @app.post("/api/agents/<agent_id>/metrics")
     async def take_metrics(agent_id: str) -> Response:
@@ -111,12 +114,15 @@ def _add_reporting(app: QuartTrio, web: Web) -> None:
 
 def _registration_answer(web: Web, answer: Registered, *, known_as: AgentId | None, gateway: bool) -> RegistrationAnswer:
     admitted = answer.status != "pending"
+    model, task_id = web.keeping.default_for(answer.agent_id) or (None, None)
     return RegistrationAnswer(
         agent_id=answer.agent_id,
         status=answer.status,
         agent_token=None if known_as == answer.agent_id else web.tokens.mint_agent_token(answer.agent_id),
         gateway_credential=web.tokens.gateway_credential(answer.agent_id) if gateway and admitted else None,
         code=answer.code,
+        auto_distributed_model=model,
+        download_task_id=task_id,
         heartbeat_interval_s=max(1.0, min(HEARTBEAT_MAX_S, web.settings.agent_timeout_s / 3)),
     )
 

@@ -25,7 +25,9 @@ from edge.headers import error_body, go_json
 from servers import clock
 from servers.access import Access, Area, Caller, folded
 from servers.driver import Driver
+from servers.keeping import Keeping
 from servers.metrics import Metrics
+from servers.moves import Moves
 from servers.poller import Poller
 from servers.settings import Settings
 from servers.tokens import Tokens
@@ -46,17 +48,19 @@ OLLAMA_METHODS: Final = {
         (
             "/api/show", "/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/v1/chat/completions", "/v1/completions",
             "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/audio/transcriptions", "/api/pull", "/api/push", "/api/create",
-            "/api/copy", "/api/me", "/api/signout",
+            "/api/copy", "/api/me", "/api/signout", "/api/experimental/web_search", "/api/experimental/web_fetch",
         ),
         ("POST",),
     ),
     "/api/delete": ("DELETE",),
+    "/api/experimental/model-recommendations": ("GET",),
 }  # fmt: skip
 """Ollama's own paths and what each takes, in the order of its `Allow`."""
 
-NOT_YET: Final = frozenset(
-    ("/v1/audio/transcriptions", "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/me", "/api/signout", "/api/delete")
-)
+OLLAMA_PREFIXES: Final = {"/api/blobs/": ("HEAD", "POST"), "/api/user/keys/": ("DELETE",), "/v1/models/": ("GET",)}
+"""Its paths that end in a name without a slash."""
+
+NOT_YET: Final = frozenset(("/v1/audio/transcriptions",))
 """Ollama's paths that this version does not serve."""
 
 OUR_PREFIXES: Final = (
@@ -77,6 +81,8 @@ class Web:
     tokens: Tokens
     metrics: Metrics
     poller: Poller
+    moves: Moves
+    keeping: Keeping
     secret: bytes
     """What the listener shows with every request it passes on."""
     listening: Callable[[], bool] = field(default=lambda: True)
@@ -200,14 +206,22 @@ def plain(status: int, text: str, *, allow: tuple[str, ...] = ()) -> Response:
     return response
 
 
+def methods_of(path: str) -> tuple[str, ...] | None:
+    """What a path of Ollama's takes; None when it is none."""
+    for prefix, methods in OLLAMA_PREFIXES.items():
+        if path.startswith(prefix) and path != prefix and "/" not in path[len(prefix) :]:
+            return methods
+    return OLLAMA_METHODS.get(path)
+
+
 def ollama_refusal(method: str, path: str) -> Response | None:
     """What Ollama says to a wrong method or a slash too many on a path of its own; None: the path is in order, or not Ollama's."""
-    allowed = OLLAMA_METHODS.get(path)
+    allowed = methods_of(path)
     if allowed is not None:
         if method not in allowed:
             return plain(405, "405 method not allowed", allow=allowed)
         return error(501, f"{path} is not available through this version of the router: use it on a node") if path in NOT_YET else None
-    if path.endswith("/") and path[:-1] in OLLAMA_METHODS:
+    if path.endswith("/") and methods_of(path[:-1]) is not None:
         return _moved(path[:-1], 301 if method == "GET" else 307)
     return None
 

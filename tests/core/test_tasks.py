@@ -291,7 +291,7 @@ def test_who_asks_for_the_same_joins() -> None:
     desk = Desk()
     assert desk.ask("llama3") == desk.ask("library/LLAMA3:latest")
     assert desk.ask("llama3", insecure=True) != desk.ask("llama3")
-    assert len(desk.tasks.all()) == 3
+    assert len(desk.tasks.newest(9)) == 3
 
 
 def test_a_pull_after_a_deletion_is_not_the_pull_before_it() -> None:
@@ -365,6 +365,15 @@ def test_cancelling_what_waits_or_is_over() -> None:
 # ---------------------------------------------------------------- the rest
 
 
+def test_what_is_in_hand_or_waits_is_busy() -> None:
+    desk = Desk()
+    desk.over(desk.ask("x"))
+    desk.ask("y")
+    desk.ask("z", kind=Kind.COPY, destination="z2")
+    short = {(agent, key.rpartition("/")[2]) for agent, key in desk.tasks.busy()}
+    assert short == {(A, "y:latest"), (A, "z:latest"), (A, "z2:latest")}
+
+
 def test_finished_tasks_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FINISHED_MAX", 2)
     assert FINISHED_MAX > 2
@@ -372,7 +381,7 @@ def test_finished_tasks_are_forgotten_when_they_are_too_many(monkeypatch: pytest
     made = [desk.ask(f"m{number}", agent=A) for number in range(4)]
     for task in made:
         desk.cancel(task)
-    assert [task.id for task in desk.tasks.all()] == made[2:]
+    assert [task.id for task in desk.tasks.newest(9)] == made[:1:-1]
 
 
 def test_a_failure_is_noted_with_its_reason() -> None:
@@ -390,7 +399,7 @@ def test_failures_are_told_by_the_names_of_their_nodes() -> None:
     desk.over(good)
     desk.over(bad, "invalid model name")
     desk.cancel(gone)
-    assert failures(desk.tasks.all(), {A: "alpha"}) == "b: invalid model name; alpha: cancelled by an admin"
+    assert failures(reversed(desk.tasks.newest(9)), {A: "alpha"}) == "b: invalid model name; alpha: cancelled by an admin"
 
 
 # ---------------------------------------------------------------- any story
@@ -462,7 +471,7 @@ def check_order(desk: Desk) -> None:
 
 
 def check_views(desk: Desk, before: dict[str, TaskView]) -> None:
-    for view in desk.tasks.all():
+    for view in desk.tasks.newest(100):
         old = before.get(view.id)
         if old is not None:
             assert view.progress >= old.progress

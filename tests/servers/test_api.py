@@ -14,12 +14,17 @@ from core.config import RouterConfig
 from core.events import Effect, NodePolled, RequestCame, Route
 from core.router import Router
 from core.units import AgentId, Instant, RequestId
+from edge.pool import Pool
+from edge.wire import Watch
 from servers import clock
 from servers.access import Access
 from servers.api.web import Web
+from servers.catalogue import packaged
 from servers.coordinator import RecordRing, _Sinks, make_web_app
 from servers.driver import Driver
+from servers.keeping import Keeping
 from servers.metrics import Metrics
+from servers.moves import Moves
 from servers.poller import Poller
 from servers.settings import Settings
 from servers.tokens import Tokens
@@ -58,9 +63,11 @@ class House:
         self.poller = Poller(self.driver.apply, now=self.driver.now, known=lambda _: True, check_every_s=30)
         self.tokens = Tokens(admin_token=ADMIN, join_token=None, fleet_secret="fleet")
         access = Access(settings, self.tokens, our_ports={8080}, owner_is_ours=lambda *_: True)
+        self.moves = Moves(self.driver, Pool(Watch()), credential_of=self.tokens.credential_of, say=sinks.note)
         self.listening = True
         self.web = Web(
             settings=settings, driver=self.driver, access=access, tokens=self.tokens, metrics=metrics, poller=self.poller,
+            moves=self.moves, keeping=Keeping(self.driver, self.moves, packaged(), default_rule=True),
             secret=b"listener", listening=lambda: self.listening,
         )  # fmt: skip
         self.app = make_web_app(self.web)
@@ -451,7 +458,7 @@ async def test_a_slash_too_many(house: House) -> None:
 
 
 async def test_what_this_version_does_not_serve_says_so(house: House) -> None:
-    assert (await house.ask("POST", "/api/pull", {"model": "x"})).status == 501
+    assert (await house.ask("POST", "/v1/audio/transcriptions", {"model": "x"})).status == 501
 
 
 async def test_a_wrong_method_on_a_path_of_ours(house: House) -> None:
@@ -472,18 +479,31 @@ MANAGEMENT = [
     ("GET", "/api/metrics/summary"), ("POST", "/api/admin/join-tokens"), ("GET", "/api/queue"),
     ("GET", "/api/placement"), ("GET", "/api/requests/x/why"),
     ("GET", "/metrics"),
+    ("GET", "/api/models/available"), ("POST", "/api/models/distribute"), ("GET", "/api/models/policy"), ("PUT", "/api/models/policy"),
+    ("GET", "/api/agents/x/models"), ("POST", "/api/agents/x/models/pull"), ("DELETE", "/api/agents/x/models/x"),
+    ("GET", "/api/tasks"), ("GET", "/api/tasks/x"), ("DELETE", "/api/tasks/x"),
 ]  # fmt: skip
-AGENTS_OWN = [("POST", "/api/health"), ("POST", "/api/agents/<agent_id>/metrics"), ("POST", "/api/agents")]
+AGENTS_OWN = [
+    ("POST", "/api/health"), ("POST", "/api/agents/<agent_id>/metrics"), ("POST", "/api/agents/<agent_id>/tasks"), ("POST", "/api/agents"),
+]  # fmt: skip
+OLLAMAS_MANAGEMENT = [("POST", "/api/pull"), ("DELETE", "/api/delete"), ("POST", "/api/copy")]
+REFUSED = [
+    ("POST", "/api/create"), ("POST", "/api/push"), ("POST", "/api/blobs/x"), ("POST", "/api/signout"), ("DELETE", "/api/user/keys/x"),
+    ("POST", "/api/experimental/web_search"), ("POST", "/api/experimental/web_fetch"),
+]  # fmt: skip
+LOCAL = [("POST", "/api/me"), ("GET", "/api/experimental/model-recommendations")]
 
 
 async def test_every_route_has_its_area(house: House) -> None:
-    known = {(method, re.sub(r"/x(?=/|$)", "/<>", path)) for method, path in (*OPEN, *INFERENCE, *MANAGEMENT)} | {
+    listed = (*OPEN, *INFERENCE, *MANAGEMENT, *OLLAMAS_MANAGEMENT, *REFUSED, *LOCAL)
+    known = {(method, re.sub(r"/x(?=/|$)", "/<>", path)) for method, path in listed} | {
         (method, path.replace("<agent_id>", "<>")) for method, path in AGENTS_OWN
     }
     served = {
         (method, re.sub("<[^>]*>", "<>", rule.rule))
         for rule in house.app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if not rule.rule.startswith("/api/keys")  # tests/servers/test_api_keys.py
     }
     assert served == known
 
