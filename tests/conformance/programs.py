@@ -52,6 +52,10 @@ class Client:
         return PLACE / (self.name + {"Python": ".py", "npm": ".mjs"}[self.language])
 
     @property
+    def registry(self) -> str:
+        return {"Python": "PyPI", "npm": "npm"}[self.language]
+
+    @property
     def title(self) -> str:
         return f"{self.package} ({self.language})"
 

@@ -6,35 +6,37 @@ noticed, and a client that leaves costs its node nothing. Knows the router's pro
 
 import json
 import re
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import msgspec
-import trio
 
 from agent.simulated.faults import Fault
 from agent.simulated.models import SimulatedModel, guessed_model
+from agent.simulated.registry import Registry
 from agent.simulated.server import SimulatedOllama
 from core.events import Ending, RequestCame, Settled
 from edge.listener import route_of
-from tests.conformance.programs import CLIENTS, PLACE, Case, Client, Talk, running
+from tests.conformance.programs import PLACE, Case, Talk
 from tests.fleet.clients import PASSING_KEYS
 from tests.fleet.fleet import Fleet, open_fleet
-from tests.fleet.rawhttp import ask, wait_until
+from tests.fleet.rawhttp import Answer, ask, wait_until
 
-MODELS: dict[str, str] = json.loads((PLACE / "common.json").read_text(encoding="utf-8"))["models"]
+COMMON = json.loads((PLACE / "common.json").read_text(encoding="utf-8"))
+MODELS: dict[str, str] = COMMON["models"]
 SLOW_TOKENS_S = 20.0
+REGISTRY_BYTES_S = 2e9
+HUGE_BYTES = 8_000_000
+"""The longest line that the `ollama` command reads."""
 NODES_ERROR = "node's own error"
 """The node says that it failed, in the protocol's own way, and that passes as it is: who skips it there skips it here."""
 BREAKS = ("connection cut", "connection cut, whole", "connection cut, helper", "end without a last line", NODES_ERROR)
 """Cases in which the node fails, which the client must notice."""
 LEAVES = ("client leaves", "client leaves before the first token", "cancelled task leaves")
 REFUSED = "refused"
-"""Cases that the router's own rules forbid begin so: they are not compared with a node, which would allow them."""
+"""What the router's own rules forbid: not compared with a node, which would allow it. It must say so, and what to do instead."""
 OWN_KEYS = PASSING_KEYS | {"request_id", "_request_id", "item_id"}
 TOLD_LATE = 4
 """Tokens that a node may have made for a client that had left: what was under way."""
@@ -57,15 +59,18 @@ def simulated_node(name: str) -> SimulatedOllama:
     """A quick node with models of every kind, some of which fail in their own way."""
 
     def model(number: int, kind: str, spelling: str) -> SimulatedModel:
-        made = guessed_model(spelling, modified_at=f"2026-01-01T00:00:0{number}Z")
+        made = guessed_model(spelling, modified_at=f"2026-01-01T00:00:{number:02}Z")
         speed = SLOW_TOKENS_S if kind == "slow" else 2000.0
         return msgspec.structs.replace(made, decode_tokens_s=speed, prefill_tokens_s=1.0 if kind == "late" else 1e6)
 
     models = [model(number, kind, spelling) for number, (kind, spelling) in enumerate(MODELS.items())]
-    node = SimulatedOllama(name=name, models=models, slots=4, load_s=0.01, prompt_cache=False, max_loaded=len(models))
+    registry = Registry([COMMON["published"]], bytes_s=REGISTRY_BYTES_S)
+    quick = {"slots": 4, "load_s": 0.01, "prompt_cache": False, "max_loaded": len(models)}
+    node = SimulatedOllama(name=name, models=models, registry=registry, **quick)
     node.faults.add(Fault(kind="cut", model=MODELS["cut"], after_tokens=3))
     node.faults.add(Fault(kind="end", model=MODELS["mute"], after_tokens=3))
     node.faults.add(Fault(kind="error", model=MODELS["broken"], after_tokens=3))
+    node.faults.add(Fault(kind="huge", model=MODELS["huge"], after_tokens=3, size_bytes=HUGE_BYTES))
     return node
 
 
@@ -80,7 +85,7 @@ class Stage:
     async def judge(self, case: Case, talk: Talk) -> Outcome:
         """Have `case` done, and say what is wrong with it."""
         if case.route == "/api/ps":
-            await self._load()
+            await self.load_chat()
         before, blamed = set(self._came()), self._blamed()
         routed = await talk.ask(case, self.fleet.url)
         if "failure" in routed:
@@ -88,8 +93,8 @@ class Stage:
         problem = self._wrong_route(case, before)
         if case.what in LEAVES:
             return Outcome(case, problem or await self._wrong_departure(before, blamed))
-        if case.what.startswith(REFUSED):
-            return Outcome(case, problem)
+        if case.what == REFUSED:
+            return Outcome(case, problem or _wrong_refusal(routed["value"]))
         direct = await talk.ask(case, self.alone.url)
         if case.what in BREAKS:
             said, said_directly = _told(routed["value"]), _told(direct.get("value"))
@@ -128,7 +133,15 @@ class Stage:
     def _blamed(self) -> list[str]:
         return [f"{agent.name}, {one.model}: {one.why}" for agent in self.fleet.agents() for one in agent.ejections]
 
-    async def _load(self) -> None:
+    async def ask_node(self, node: SimulatedOllama, path: str, body: dict[str, Any]) -> Answer:
+        """Ask a node of the fleet directly."""
+        return await ask(node.port, "POST", path, body)
+
+    async def loaded_on(self, node: SimulatedOllama) -> list[str]:
+        """What a node itself says it has in memory."""
+        return [row["name"] for row in (await ask(node.port, "GET", "/api/ps")).json()["models"]]
+
+    async def load_chat(self) -> None:
         """Have a model in memory on both sides, and known to be."""
         load = {"model": MODELS["chat"], "prompt": ""}
         await self.fleet.ask("POST", "/api/generate", load)
@@ -145,6 +158,11 @@ def settled(value: Any) -> Any:
     return IDS.sub("ID", value) if isinstance(value, str) else value
 
 
+def _wrong_refusal(value: Any) -> str:
+    told = isinstance(value, dict) and "through the router: do it on one node" in str(value.get("text"))
+    return "" if told and value["status"] in (403, None) else f"not refused with a sentence that helps: {value}"
+
+
 def _told(value: Any) -> str:
     """The name of what a client noticed."""
     return str(value.get("noticed") or value.get("error")) if isinstance(value, dict) else ""
@@ -156,20 +174,3 @@ async def open_stage() -> AsyncIterator[Stage]:
     north, south, alone = (simulated_node(name) for name in ("north", "south", "alone"))
     async with north.serve(), south.serve(), alone.serve(), open_fleet({"north;slots=4": north.port, "south;slots=4": south.port}) as fleet:
         yield Stage([north, south], alone, fleet)
-
-
-async def _outcomes(client: Client) -> dict[Case, Outcome]:
-    with tempfile.TemporaryFile() as errors:
-        async with open_stage() as stage, running(client, errors) as talk:
-            return {case: await stage.judge(case, talk) for case in client.cases}
-
-
-@cache
-def outcomes(client: Client) -> dict[Case, Outcome]:
-    """What came of every case of `client`, made once per process."""
-    return trio.run(_outcomes, client)
-
-
-def all_outcomes() -> dict[Case, Outcome]:
-    """What came of everything."""
-    return {case: outcome for client in CLIENTS for case, outcome in outcomes(client).items()}

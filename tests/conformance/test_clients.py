@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conformance.programs import CLIENTS, Case, Client
-from tests.conformance.stage import outcomes
+from tests.conformance.run import outcomes
 
 EVERY = [pytest.param(client, case, id=str(case)) for client in CLIENTS for case in client.cases]
 

@@ -96,4 +96,19 @@ declare("/api/embed", "several", async (url) => {
 declare("/api/embed", "unknown model", (url) => refused(() => at(url).embed({ model: "nosuch", input: "one" })));
 declare("/api/embeddings", "one", (url) => at(url).embeddings({ model: EMBED, prompt: "one" }));
 
+declare("/api/pull", "streamed", async (url) => {
+  const parts = await all(await at(url).pull({ model: COMMON.published, stream: true }));
+  must(parts.at(-1).status === "success");
+  must(parts.some((part) => part.total && part.completed));
+  return [...new Set(parts.map((part) => part.status))].sort();
+});
+declare("/api/pull", "whole", (url) => at(url).pull({ model: COMMON.published }));
+declare("/api/pull", "unknown model", (url) => refused(async () => all(await at(url).pull({ model: "nosuch", stream: true }))));
+declare("/api/copy", "copy", (url) => at(url).copy({ source: CHAT, destination: "copied" }));
+declare("/api/copy", "unknown model", (url) => refused(() => at(url).copy({ source: "nosuch", destination: "copied" })));
+declare("/api/delete", "delete", (url) => at(url).delete({ model: MODELS.doomed }));
+declare("/api/delete", "unknown model", (url) => refused(() => at(url).delete({ model: "nosuch" })));
+declare("/api/create", "refused", (url) => refused(() => at(url).create({ model: "mine", from: CHAT })));
+declare("/api/push", "refused", (url) => refused(() => at(url).push({ model: CHAT })));
+
 await serve();

@@ -233,4 +233,57 @@ def embeddings(url: str) -> Any:
     return Client(url).embeddings(EMBED, "one")
 
 
+@case("/api/pull", "streamed")
+def pull_streamed(url: str) -> Any:
+    parts = list(Client(url).pull(COMMON["published"], stream=True))
+    assert parts[-1].status == "success"
+    assert any(part.total and part.completed for part in parts)
+    return sorted({part.status for part in parts})
+
+
+@case("/api/pull", "whole")
+def pull(url: str) -> Any:
+    return Client(url).pull(COMMON["published"])
+
+
+@case("/api/pull", "unknown model")
+def pull_unknown(url: str) -> Any:
+    return refused(lambda: list(Client(url).pull("nosuch", stream=True)), ResponseError)
+
+
+@case("/api/copy", "copy")
+def copy(url: str) -> Any:
+    return Client(url).copy(CHAT, "copied")
+
+
+@case("/api/copy", "unknown model")
+def copy_unknown(url: str) -> Any:
+    return refused(lambda: Client(url).copy("nosuch", "copied"), ResponseError)
+
+
+@case("/api/delete", "delete")
+def delete(url: str) -> Any:
+    return Client(url).delete(MODELS["doomed"])
+
+
+@case("/api/delete", "unknown model")
+def delete_unknown(url: str) -> Any:
+    return refused(lambda: Client(url).delete("nosuch"), ResponseError)
+
+
+@case("/api/create", "refused")
+def create(url: str) -> Any:
+    return refused(lambda: Client(url).create("mine", from_=CHAT), ResponseError)
+
+
+@case("/api/push", "refused")
+def push(url: str) -> Any:
+    return refused(lambda: Client(url).push(CHAT), ResponseError)
+
+
+@case("/api/blobs/{digest}", "refused")
+def blobs(url: str) -> Any:
+    return refused(lambda: Client(url).create_blob(__file__), ResponseError)
+
+
 serve()
