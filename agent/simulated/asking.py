@@ -194,6 +194,8 @@ def ask_generate(fields: dict[str, Any], find: Finder, knobs: Knobs) -> Ask:
     purpose = "render" if fields.get("_debug_render_only") else "answer" if prompt else "load"
     tokens = model.tokens(read) + len(fields.get("context", []))
     ask = _ask(fields, knobs, model, options, purpose=purpose, read=read, last=prompt, think=think, keep=keep, top=top, tokens=tokens)
+    if model.native:  # llama.cpp tells thinking from speaking in chats alone
+        ask = msgspec.structs.replace(ask, question=msgspec.structs.replace(ask.question, think=False))
     return msgspec.structs.replace(ask, raw=raw)
 
 

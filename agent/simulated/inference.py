@@ -275,7 +275,7 @@ class _Serving:
         load_ns = read_ns + round((timing.obtained - timing.came) * 1e9)
         waited_ns = round((timing.started - timing.obtained) * 1e9)
         prompt_ns = whole_microseconds(timing.first - timing.started)
-        eval_ns = whole_microseconds(timing.finished - timing.first) if self._pieces else 0
+        eval_ns = whole_microseconds(timing.finished - timing.first) if self._ask.purpose == "answer" else 0
         return Figures(
             total_ns=load_ns + waited_ns + prompt_ns + eval_ns,
             load_ns=load_ns,
