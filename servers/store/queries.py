@@ -18,8 +18,8 @@ from core.units import UnixMs
 from servers.store.tables import bodies, models, nodes, requests
 
 COUNT_MAX: Final = 100_000
-LANES_MAX: Final = 64
-"""More names than this and the whole table is walked instead."""
+LANES_MAX: Final = 12
+"""More of them than this and the table is walked from its end instead: so many names are found soon."""
 MERGED_MAX: Final = 20_000
 """Rows that each lane may give; deeper pages walk the whole table."""
 PIECE: Final = 500
@@ -238,7 +238,7 @@ def _shown(row: Row[Any], with_bodies: bool) -> dict[str, Any]:
 
 def minutes(connection: Connection, since: UnixMs) -> list[tuple[int, str, int]]:
     """Per minute (Unix, in minutes) and status, how many requests came since then."""
-    minute = (_R.number.op(">>")(NUMBER_SHIFT) // 60_000).label("minute")
+    minute = (_R.number // (60_000 << NUMBER_SHIFT)).label("minute")
     rows = connection.execute(
         select(minute, _R.status, func.count()).where(_R.number >= first_number(since)).group_by("minute", _R.status).order_by("minute")
     )

@@ -21,6 +21,10 @@ CLIENT_MAX: Final = 256
 PATH_MAX: Final = 512
 NAMES_REMEMBERED: Final = 20_000
 
+RECORD_BYTES: Final = 600
+"""What a record without bodies takes in the database, about."""
+
+_KEPT_BYTES: Final = [column.name for column in tables.requests.columns].index("kept_bytes")
 _STATUS: Final = {name: number for number, name in enumerate(STATUSES)}
 _EDGE: Final = {name: number for number, name in enumerate(EDGES)}
 _BODIES: Final = {name: number for number, name in enumerate(BODY_STATES)}
@@ -44,6 +48,8 @@ class Statements:
         self._models: dict[str, int] = {}
         self._nodes: dict[tuple[str, str], int] = {}
         self._days: set[int] = set()
+        self.inserted_bytes = 0
+        """What the records inserted here take, about."""
 
     def forget_ids(self) -> None:
         """A transaction failed: what it inserted is not there."""
@@ -65,6 +71,7 @@ class Statements:
             if record.request_body is not None or record.response_body is not None
         ]
         self._many(connection, self._requests, rows)
+        self.inserted_bytes += sum(row[_KEPT_BYTES] for row in rows) + len(rows) * RECORD_BYTES
         if kept:
             self._many(connection, self._bodies, kept)
 

@@ -34,8 +34,6 @@ RECORDS_MAX: Final = 20_000
 """Records that wait; more are dropped, the newest first, so that what is kept has no holes in its past."""
 PENDING_MAX_BYTES: Final = 64 << 20
 """Bodies that wait; more are dropped, and their records say so."""
-RECORD_BYTES: Final = 600
-"""What a record without bodies takes in the database, about."""
 
 WRITE_ERRORS: Final = (SQLAlchemyError, OSError, sqlite3.Error, psycopg.Error)
 """The drivers' own come from the hot insert, where SQLAlchemy does not stand between."""

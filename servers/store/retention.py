@@ -1,0 +1,85 @@
+"""What goes when it is too old or too much, in slices that never hold up the writer.
+
+Decides how much goes at a time. Invariants: the oldest goes first; a slice deletes at most `SLICE` records; a day of PostgreSQL that is
+too old as a whole is dropped as a whole.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from core.history import NUMBER_SHIFT, first_number, oldest_kept
+from core.units import UnixMs
+from servers.store.statements import RECORD_BYTES, Statements
+
+SLICE: Final = 500
+"""Records of one slice: some milliseconds."""
+BUSY_S: Final = 0.02
+"""Between two slices when more is to go."""
+IDLE_S: Final = 30.0
+"""Between two looks when there is nothing to do."""
+VACUUM_PAGES: Final = 400
+"""Pages that SQLite gives back to the system in one slice."""
+
+
+class Retention:
+    """The chore. `clock` tells the calendar's milliseconds."""
+
+    def __init__(self, *, days: int, max_bytes: int, clock: Callable[[], UnixMs]) -> None:
+        self._days = days
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._kept: int | None = None
+        """Bytes that records took when `_seen` of them had been inserted: measured at the first slice, then kept count of."""
+        self._seen = 0
+        self.deleted = 0
+
+    def __call__(self, connection: Connection, statements: Statements, /) -> float:
+        """One slice."""
+        below = oldest_kept(self._clock(), self._days)
+        if statements.dialect == "postgresql" and statements.drop_days_before(connection, below):
+            self._kept = None
+            return BUSY_S
+        gone = self._delete(connection, below)
+        if not gone:
+            if self._kept is None:
+                self._kept = self._measure(connection)
+            else:
+                self._kept += statements.inserted_bytes - self._seen
+            self._seen = statements.inserted_bytes
+            if self._kept > self._max_bytes:
+                gone = self._delete(connection, first_number(self._clock()) + (1 << NUMBER_SHIFT))
+        if gone:
+            return BUSY_S
+        if statements.dialect == "sqlite" and self._vacuum(connection):
+            return BUSY_S
+        return IDLE_S
+
+    def _measure(self, connection: Connection) -> int:
+        rows, kept = connection.execute(text("SELECT COUNT(*), COALESCE(SUM(kept_bytes), 0) FROM requests")).one()
+        return int(kept) + int(rows) * RECORD_BYTES
+
+    def _delete(self, connection: Connection, below: int) -> int:
+        """Delete the oldest `SLICE` records below a number; returns how many."""
+        rows = connection.execute(
+            text("SELECT number, kept_bytes FROM requests WHERE number < :below ORDER BY number LIMIT :some"),
+            {"below": below, "some": SLICE},
+        ).all()
+        if not rows:
+            return 0
+        last = {"last": rows[-1][0]}
+        connection.execute(text("DELETE FROM bodies WHERE number <= :last"), last)
+        connection.execute(text("DELETE FROM requests WHERE number <= :last"), last)
+        if self._kept is not None:
+            self._kept -= sum(row[1] for row in rows) + len(rows) * RECORD_BYTES
+        self.deleted += len(rows)
+        return len(rows)
+
+    def _vacuum(self, connection: Connection) -> bool:
+        """Give some free pages back to the system; False when there are few."""
+        free: int = connection.execute(text("PRAGMA freelist_count")).scalar_one()
+        if free < 10 * VACUUM_PAGES:
+            return False
+        connection.exec_driver_sql(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        return True
