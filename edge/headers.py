@@ -44,6 +44,8 @@ _NOT_FOR_NODES: Final = _HOP_BY_HOP | {
 }
 _NOT_FOR_WEB: Final = _HOP_BY_HOP | {b"content-length", b"expect"}
 _FOR_WEB_FROM_CLIENT: Final = frozenset((b"x-router-history",))
+_NOT_FOR_CLIENTS: Final = (b"x-ollama-router-", b"access-control-")
+"""CORS ends here: what a node says of it would be said twice, or to the wrong page."""
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 _REASONS: Final = {
@@ -251,7 +253,7 @@ def _for_clients(head: ResponseHead, replaced: frozenset[bytes]) -> tuple[bytes,
         key = name.lower()
         if key in _FRAMING:
             lines = after
-        elif key not in _HOP_BY_HOP and key not in dropped and key not in replaced and not key.startswith(_OURS[1]):
+        elif key not in _HOP_BY_HOP and key not in dropped and key not in replaced and not key.startswith(_NOT_FOR_CLIENTS):
             lines.append(b"\r\n%b: %b" % (name, value))
     return b"".join(before), b"".join(after)
 
@@ -271,7 +273,8 @@ def simple_response(
         parts += (b"\r\nContent-Type: ", content_type.encode("ascii"))
     for name, value in extra:
         parts += (b"\r\n", name, b": ", _one_line(value))
-    parts.append(b"\r\nContent-Length: %d" % len(body))
+    if status != 204:
+        parts.append(b"\r\nContent-Length: %d" % len(body))
     parts.append(b"\r\n\r\n" if keep_alive else b"\r\nConnection: close\r\n\r\n")
     if not head_only:
         parts.append(body)

@@ -22,6 +22,7 @@ from trio.lowlevel import wait_readable
 
 from core.events import Protocol, Route
 from edge.denied import Denied
+from edge.front import Front
 from edge.headers import error_response, simple_response
 from edge.wire import DEFAULT_LIMITS, ClientConnection, ClientGone, HttpError, Limits, RequestHead
 from edge.wire_heads import Header
@@ -80,7 +81,7 @@ class Serves(Interface):
 class Passes(Interface):
     """Who answers what is not forwarded: `edge.web.WebPass` at the coordinator."""
 
-    async def serve(self, conn: ClientConnection, head: RequestHead, /) -> None: ...
+    async def serve(self, conn: ClientConnection, head: RequestHead, /, *, prefix: bytes = b"") -> None: ...
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -110,7 +111,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
 class Listener:
     """Serves accepted sockets until it is stopped. One instance for all ports.
 
-    `gate` is asked before an inference request's body is read. `report` gets exceptions that nobody should have let through.
+    `front` comes first; then `gate` is asked, before an inference request's body is read. `report` gets exceptions that nobody should
+    have let through.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Listener:
         watch: Watch,
         new_id: Callable[[], str],
         report: Callable[[Exception], None],
+        front: Front | None = None,
         limits: Limits = DEFAULT_LIMITS,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
@@ -131,6 +134,7 @@ class Listener:
         self._watch = watch
         self._new_id = new_id
         self._report = report
+        self._front = front
         self._limits = limits
         self._connections_max = connections_max
         self._conns: dict[ClientConnection, None] = {}
@@ -224,6 +228,7 @@ class Listener:
     async def _serve_requests(self, conn: ClientConnection) -> None:
         """Request after request. Returns when the connection is to be closed."""
         native = protocol = Protocol.NATIVE
+        front = self._front
         try:
             while True:
                 protocol = native
@@ -232,16 +237,21 @@ class Listener:
                     return
                 if self._stopping:
                     conn.must_close = True
+                prefix = b""
+                if front is not None and head.path.startswith(front.prefixes):
+                    prefix = front.strip(head)
                 route = route_of(head.method, head.path)
-                if route is not None:
+                if front is not None and b"origin" in head.block.fields and await self._answer_origin(front, conn, head):
+                    pass
+                elif route is not None:
                     protocol = route.protocol
                     denied = self._gate(conn, head)
                     if denied is None:
                         await self._proxy.serve(conn, head, route)
                     else:
                         await conn.send(denied.response(protocol, self._new_id(), keep_alive=not conn.must_close))
-                elif not await self._answer_odd(conn, head):
-                    await self._web.serve(conn, head)
+                elif not await self._answer_odd(conn, head, prefix):
+                    await (self._web.serve(conn, head, prefix=prefix) if prefix else self._web.serve(conn, head))
                 await conn.finish_body()
                 if conn.must_close:
                     return
@@ -259,7 +269,16 @@ class Listener:
         if not conn.answered:
             await conn.send(error_response(status, text, protocol=protocol, request_id=self._new_id(), keep_alive=False))
 
-    async def _answer_odd(self, conn: ClientConnection, head: RequestHead) -> bool:
+    async def _answer_origin(self, front: Front, conn: ClientConnection, head: RequestHead) -> bool:
+        """Answer what its origin decides; False: it is to be served, and its answer marked for that origin."""
+        conn.stamp = front.stamp(head)
+        answer = front.answer(head, self._new_id(), keep_alive=not conn.must_close)
+        if answer is None:
+            return False
+        await conn.send(answer)
+        return True
+
+    async def _answer_odd(self, conn: ClientConnection, head: RequestHead, prefix: bytes) -> bool:
         """Answer what Ollama's mux answers before any handler; False: it is none of that."""
         path = head.path
         if path in ("*", ""):
@@ -276,6 +295,7 @@ class Listener:
         location = quote(clean.encode("utf-8", "surrogateescape"), safe="/:@!$&'()*+,;=~-._")
         if head.query:
             location += "?" + head.query.decode("ascii")
+        location = prefix.decode("ascii") + location
         extra = ((b"Location", location.encode("ascii")),)
         body = b""
         if head.method == "GET":

@@ -33,21 +33,24 @@ class WebPass:
         self._new_id = new_id
         self._body_max_bytes = body_max_bytes
 
-    async def serve(self, conn: ClientConnection, head: RequestHead) -> None:
-        """Answer one request. Raises HttpError 413, ClientGone."""
+    async def serve(self, conn: ClientConnection, head: RequestHead, *, prefix: bytes = b"") -> None:
+        """Answer one request. `prefix`: what was taken off its path, and belongs before any path that the answer leads to.
+
+        Raises HttpError 413, ClientGone.
+        """
         if head.content_length is not None and head.content_length > self._body_max_bytes:
             raise self._too_large()
         try:
             upstream = self._pool.take(self._web) or await self._pool.dial(self._web)
-            if not await self._exchange(conn, head, upstream):
-                await self._exchange(conn, head, await self._pool.dial(self._web))
+            if not await self._exchange(conn, head, upstream, prefix):
+                await self._exchange(conn, head, await self._pool.dial(self._web), prefix)
         except (DialFailed, UpstreamCut):
             await conn.send(error_response(503, _DOWN, request_id=self._new_id(), retry_after_s=1, keep_alive=not conn.must_close))
 
     def _too_large(self) -> HttpError:
         return HttpError(413, f"the request body is larger than {self._body_max_bytes} bytes (ROUTER_BODY_MAX_BYTES)")
 
-    async def _exchange(self, conn: ClientConnection, head: RequestHead, upstream: UpstreamConnection) -> bool:
+    async def _exchange(self, conn: ClientConnection, head: RequestHead, upstream: UpstreamConnection, prefix: bytes) -> bool:
         """One try; False: the connection was stale, nothing happened yet. Raises UpstreamCut when the app gave no answer."""
         try:
             with trio.CancelScope() as scope:
@@ -60,7 +63,7 @@ class WebPass:
                     if upstream.reused and not upstream.bytes_received and not head.has_body:
                         return False
                     raise
-                await self._pour(conn, head, answer, upstream)
+                await self._pour(conn, head, answer, upstream, prefix)
                 return True
             raise ClientGone("the client left")
         finally:
@@ -86,13 +89,17 @@ class WebPass:
         if head.chunked:
             await upstream.send(request + _LAST_CHUNK)
 
-    async def _pour(self, conn: ClientConnection, head: RequestHead, answer: ResponseHead, upstream: UpstreamConnection) -> None:
+    async def _pour(
+        self, conn: ClientConnection, head: RequestHead, answer: ResponseHead, upstream: UpstreamConnection, prefix: bytes
+    ) -> None:
         framing: Framing = answer.framing
         if framing in ("chunked", "close"):
             framing = "chunked" if head.version == "1.1" else "close"
         if framing == "close":
             conn.must_close = True
-        data = response_head(answer, framing=framing, keep_alive=not conn.must_close)
+        location = answer.fields.get(b"location", b"")
+        extra = ((b"Location", prefix + location),) if prefix and location.startswith(b"/") else ()
+        data = response_head(answer, framing=framing, keep_alive=not conn.must_close, extra=extra)
         try:
             # The head waits for no body byte: an event stream may be silent for long.
             if framing == "none" or not upstream.has_bytes:

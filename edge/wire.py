@@ -94,7 +94,8 @@ class ClientConnection(WatchedSocket):
     """One accepted socket (non-blocking, stdlib). Belongs to one task; `close` may be called by any.
 
     `must_close`: no further request will be read. `gone`: the client left while a request was worked on, or a send failed.
-    `answered`: bytes of an answer to the current request were sent.
+    `answered`: bytes of an answer to the current request were sent. `stamp`: header lines, each after a line end, that the head of the
+    answer to the current request gets behind its first line.
     `waits`: between two requests, nothing read of the next.
     """
 
@@ -119,6 +120,7 @@ class ClientConnection(WatchedSocket):
         "must_close",
         "peer_host",
         "peer_port",
+        "stamp",
         "waits",
     )  # fmt: skip
 
@@ -130,6 +132,7 @@ class ClientConnection(WatchedSocket):
         self.must_close = False
         self.gone = False
         self.answered = False
+        self.stamp = b""
         self.waits = False
         self._limits = limits
         self._buffer = b""
@@ -157,6 +160,7 @@ class ClientConnection(WatchedSocket):
         if self._backlog:
             await self.flush()
         self.answered = False
+        self.stamp = b""
         data = self._buffer
         self._buffer = b""
         if not data:
@@ -245,8 +249,9 @@ class ClientConnection(WatchedSocket):
     async def _receive_body(self) -> bytes:
         if self._continue:
             self._continue = False
+            stamp, self.stamp = self.stamp, b""
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.answered = False
+            self.answered, self.stamp = False, stamp
         data = await self._receive(BODY_RECEIVE_BYTES, "the request's body took too long")
         if not data:
             self._lose()
@@ -301,6 +306,9 @@ class ClientConnection(WatchedSocket):
         """Send `data`. Returns when it was taken by the kernel, or is held for a slow client. Raises ClientGone."""
         if self.gone or self.closed:
             raise ClientGone("the client is gone")
+        if self.stamp and not self.answered:
+            line, end, rest = data.partition(b"\r\n")
+            data = line + self.stamp + end + rest
         self.answered = True
         if not self._backlog:
             try:

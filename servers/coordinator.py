@@ -19,6 +19,7 @@ from core.events import Record, Upstream
 from core.router import Router
 from core.units import AgentId
 from edge.body import BodyBudget
+from edge.front import Front
 from edge.listener import Listener
 from edge.pool import Pool
 from edge.proxy import Proxy, ProxyOptions
@@ -27,7 +28,7 @@ from edge.wire import Watch
 from servers import clock
 from servers.access import Access
 from servers.api import admin, agents, fleet, health, keys, managing, models, placement, tasks
-from servers.api.web import Web, make_app
+from servers.api.web import OLLAMA_METHODS, Web, make_app
 from servers.catalogue import read_catalogue
 from servers.driver import Driver
 from servers.keeping import Keeping
@@ -144,6 +145,7 @@ class Coordinator:
                 watch=watch,
                 new_id=clock.new_request_id,
                 report=self._report,
+                front=Front(origins=self.settings.origins, base_path=self.settings.base_path, methods=OLLAMA_METHODS),
             )
             async with trio.open_nursery() as nursery:
                 await nursery.start(watch.run)

@@ -347,10 +347,10 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting("ROUTER_FIRST_TOKEN_TIMEOUT", "first_token_timeout_s", _seconds, _SECONDS, "longest silence before the first token (no limit)"),
     Setting("ROUTER_STALL_TIMEOUT", "stall_timeout_s", _seconds, _SECONDS, "longest silence in mid-answer (no limit)"),
     Setting(
-        "ROUTER_ORIGINS", "origins", _origins, "origins such as https://chat.example, separated by commas", "web pages that may call",
-        active=False,
+        "ROUTER_ORIGINS", "origins", _origins, "origins such as https://chat.example, separated by commas", 
+        "web pages that may call, beside those that Ollama lets",
     ),
-    Setting("ROUTER_BASE_PATH", "base_path", _base_path, "a path such as /ollama", "path prefix of all routes", active=False),
+    Setting("ROUTER_BASE_PATH", "base_path", _base_path, "a path such as /ollama", "path prefix of all routes"),
     Setting(
         "ROUTER_AUTO_DISTRIBUTE", "auto_distribute", _bool, _BOOL, "nodes whose Ollama the agent installed get a model when they have none"
     ),

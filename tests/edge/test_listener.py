@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from core.events import Route, Upstream
 from edge.denied import Denied
+from edge.front import Front
 from edge.headers import simple_response
 from edge.listener import Listener, bind, clean_path, route_of
 from edge.pool import Pool
@@ -86,6 +87,7 @@ async def world(
     limits: Limits | None = None,
     body_max_bytes: int = 1 << 20,
     connections_max: int = 100,
+    front: Front | None = None,
     wrap: Callable[[socket.socket], Any] = lambda sock: sock,
 ) -> AsyncIterator[World]:
     with socket.create_server(("127.0.0.1", 0)) as web, trio.fail_after(10):
@@ -110,6 +112,7 @@ async def world(
                 report=lambda error: there[0].reported.append(error),
                 limits=limits or Limits(),
                 connections_max=connections_max,
+                front=front,
             )
             sockets = bind("127.0.0.1", 0)
             there.append(World(listener, proxy, sockets[0].getsockname()[1], web, pool))
@@ -478,3 +481,60 @@ def test_all_addresses_share_one_port() -> None:
     assert len({sock.getsockname()[1] for sock in sockets}) == 1
     for sock in sockets:
         sock.close()
+
+
+# ---------------------------------------------------------------- the front
+
+LOCAL = "Origin: http://localhost:3000"
+MARKS = "Access-Control-Allow-Origin: http://localhost:3000\r\nVary: Origin\r\n"
+
+
+async def test_every_answer_to_another_page_is_marked_once() -> None:
+    async with world(front=Front(base_path="/ollama")) as there:
+        assert (await there.ask(post("/api/chat", b"{}", LOCAL))).count(MARKS) == 1
+        there.denied = Denied(status=401, text="no")
+        assert (await there.ask(post("/api/chat", b"{}", LOCAL))).count(MARKS) == 1
+        there.denied = None
+        assert (await there.ask(post("//api/chat", b"{}", LOCAL))).count(MARKS) == 1
+        peer = there.client()
+        await peer.send(post("/ollama/api/tags/", b"", LOCAL))
+        app = await there.web_side()
+        await app.until_head()
+        await app.send(b"HTTP/1.1 307 T\r\nAccess-Control-Allow-Origin: *\r\nLocation: /api/tags\r\nContent-Length: 0\r\n\r\n")
+        answer = await peer.until_head()
+        assert answer.startswith("HTTP/1.1 307 T\r\n" + MARKS)
+        assert answer.count("Access-Control") == 1
+        assert "Location: /ollama/api/tags\r\n" in answer
+        await peer.send(post("/api/chat", b"{}"))
+        assert "Access-Control" not in await peer.until_head()
+
+
+async def test_the_marks_stand_on_the_answer_and_not_on_100_continue() -> None:
+    async with world(front=Front()) as there:
+        peer = there.client()
+        head, _, body = post("/api/chat", b"{}", LOCAL, "Expect: 100-continue").partition(b"\r\n\r\n")
+        await peer.send(head + b"\r\n\r\n")
+        assert await peer.until_head() == "HTTP/1.1 100 Continue\r\n\r\n"
+        await peer.send(body)
+        assert (await peer.until_head()).startswith("HTTP/1.1 200 OK\r\n" + MARKS)
+
+
+async def test_strangers_and_preflights_reach_nobody_and_keep_their_connection() -> None:
+    async with world(front=Front()) as there:
+        peer = there.client()
+        await peer.send(post("/api/chat", b"{}", "Origin: https://example.com"))
+        assert (await peer.until_head()).startswith("HTTP/1.1 403 Forbidden\r\n")
+        await peer.send(f"OPTIONS /api/chat HTTP/1.1\r\nHost: a\r\n{LOCAL}\r\n\r\n".encode())
+        answer = await peer.until_head()
+        assert answer.startswith("HTTP/1.1 204 No Content\r\n" + MARKS)
+        assert "Content-Length" not in answer
+        assert there.proxy.seen == []
+        await peer.send(post("/k/some-key/api/chat"))
+        assert (await peer.until_head()).startswith("HTTP/1.1 200 OK")
+        assert there.proxy.seen == [(Route.CHAT, "/api/chat")]
+
+
+async def test_a_redirect_keeps_the_prefix() -> None:
+    async with world(front=Front()) as there:
+        assert "Location: /k/some-key/api/chat\r\n" in await there.ask(post("/k/some-key/api/chat/"))
+        assert "Location: /k/some-key/api/chat\r\n" in await there.ask(post("/k/some-key//api/chat"))
