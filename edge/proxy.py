@@ -31,6 +31,7 @@ from core.events import (
 )
 from core.units import AgentId, RequestId
 from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordinary, read_body
+from edge.capture import Capture, Recorder
 from edge.denied import Denied
 from edge.desk import Decider, Desk
 from edge.headers import answer_head, error_body, own_request, request_head, response_head, safe_value, simple_response
@@ -90,6 +91,7 @@ class Proxy:
         credential_of: Callable[[AgentId], bytes | None],
         client_of: Callable[[ClientConnection, RequestHead], str] = lambda conn, _: conn.peer_host,
         judge_model: JudgeModel = _open_to_all,
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._decider = decider
@@ -100,6 +102,7 @@ class Proxy:
         self._credential_of = credential_of
         self._client_of = client_of
         self._judge_model = judge_model
+        self._recorder = recorder
         self._clock = clock
         self._live: dict[RequestId, _One] = {}
 
@@ -141,6 +144,8 @@ class Proxy:
                 await conn.send(denied.response(route.protocol, request_id, keep_alive=not conn.must_close))
                 return
             one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
+            if self._recorder is not None:
+                one.capture = self._recorder.open(request_id, conn, head, route, stream=facts.stream)
             self._live[request_id] = one
             settled: Settled | None = None
             try:
@@ -160,6 +165,8 @@ class Proxy:
                     )
                 )
                 settled = await one.run()
+                if one.capture is not None:
+                    await one.capture.take_request(body)
             finally:
                 del self._live[request_id]
                 if settled is None:
@@ -178,7 +185,7 @@ class _One:
     """
 
     __slots__ = (
-        "_dialling", "_ended", "_why", "agent_id", "body", "conn", "desk", "head", "heard_at", "kept", "progress", "proxy", "request_id",
+        "_dialling", "_ended", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept", "progress", "proxy", "request_id",
         "route", "stream", "upstream",
     )  # fmt: skip
 
@@ -193,6 +200,8 @@ class _One:
         self.request_id = desk.request_id
         self.kept: tuple[Kept, str] | None = None
         """The last node's own error answer, and that node's name."""
+        self.capture: Capture | None = None
+        """Takes what history wants; None: it wants nothing."""
         self.agent_id: AgentId | None = None
         self.upstream: UpstreamConnection | None = None
         self.progress = 0
@@ -308,8 +317,14 @@ class _One:
         if not good.whole:  # else the settlement, which follows at once, says it all
             self.proxy._decider.apply(FirstByte(request_id=self.request_id))
         head_bytes = self._head_bytes(good, lease)
-        give = give_whole if good.whole else pour
-        poured = await give(good, upstream, self.conn, head_bytes=head_bytes, route=self.route)
+        capture = self.capture
+        if good.whole:
+            if capture is not None:
+                capture.take(good.first)
+            poured = await give_whole(good, upstream, self.conn, head_bytes=head_bytes, route=self.route)
+        else:
+            on_chunk = None if capture is None else capture.take
+            poured = await pour(good, upstream, self.conn, head_bytes=head_bytes, route=self.route, on_chunk=on_chunk)
         failure = poured.node_failure
         return Settled(
             request_id=self.request_id,
@@ -440,6 +455,8 @@ class _One:
         extra = self._extra(node)
         if effect.retry_after_s is not None:
             extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
+        if self.capture is not None:
+            self.capture.take(kept.body)
         head = response_head(kept.head, framing=kept.framing, keep_alive=not self.conn.must_close, extra=extra)
         await self.conn.send(head + kept.framed())
         return Settled(
@@ -456,6 +473,8 @@ class _One:
         extra = self._extra(None)
         if effect.retry_after_s is not None:
             extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
+        if self.capture is not None:
+            self.capture.take(body)
         await self.conn.send(
             simple_response(effect.status, body, content_type=content_type, extra=extra, keep_alive=not self.conn.must_close)
         )
