@@ -6,7 +6,7 @@ the client; a client that leaves closes the node's connection at once; an answer
 properly for the client.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 from typing import Protocol as Interface
@@ -34,7 +34,7 @@ from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordina
 from edge.capture import Capture, Recorder
 from edge.denied import Denied
 from edge.desk import Decider, Desk
-from edge.headers import answer_head, error_body, own_request, request_head, response_head, safe_value, simple_response
+from edge.headers import answer_head, error_body, error_response, own_request, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
 from edge.relay import Failed, Good, Kept, give_whole, open_answer, pour
 from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
@@ -77,6 +77,10 @@ class ProxyOptions:
     stall_timeout_s: float | None = None
 
 
+async def _loaded_nowhere_else(_: str) -> str:
+    return ""
+
+
 class Proxy:
     """Serves the forwarded routes of one coordinator; one instance for all connections."""
 
@@ -91,6 +95,7 @@ class Proxy:
         credential_of: Callable[[AgentId], bytes | None],
         client_of: Callable[[ClientConnection, RequestHead], str] = lambda conn, _: conn.peer_host,
         judge_model: JudgeModel = _open_to_all,
+        unload_elsewhere: Callable[[str], Awaitable[str]] = _loaded_nowhere_else,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
@@ -102,6 +107,7 @@ class Proxy:
         self._credential_of = credential_of
         self._client_of = client_of
         self._judge_model = judge_model
+        self._unload_elsewhere = unload_elsewhere
         self._recorder = recorder
         self._clock = clock
         self._live: dict[RequestId, _One] = {}
@@ -142,6 +148,9 @@ class Proxy:
             client = self._client_of(conn, head)
             if client.startswith(KEYED) and (denied := self._judge_model(client, facts.model, told_once=facts.named_once)) is not None:
                 await conn.send(denied.response(route.protocol, request_id, keep_alive=not conn.must_close))
+                return
+            if facts.unload and facts.model is not None and (problem := await self._unload_elsewhere(facts.model)):
+                await conn.send(error_response(500, problem, request_id=request_id, keep_alive=not conn.must_close))
                 return
             one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
             if self._recorder is not None:

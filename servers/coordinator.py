@@ -203,6 +203,7 @@ class Coordinator:
             credential_of=self.tokens.credential_of,
             client_of=access.client_of,
             judge_model=access.judge_model,
+            unload_elsewhere=moves.unload,
             clock=tick,
         )
 

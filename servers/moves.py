@@ -14,6 +14,7 @@ import trio
 
 from core.events import NodePolled, Note
 from core.messages import PullOrder, PullReport
+from core.names import key_or_none
 from core.tasks import (
     FINISHED,
     LEASE_S,
@@ -47,6 +48,8 @@ CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 LOOK_S: Final = 0.5
 """How often nodes and deadlines are looked at while there are tasks."""
 IDLE_LOOK_S: Final = 5.0
+UNLOAD_LIMIT_S: Final = 30.0
+"""Ollama answers an unload at once, unless it is busy loading."""
 LISTED_WITHIN_S: Final = 10.0
 """How long a client waits, after the work, until the router knows what came of it."""
 
@@ -118,6 +121,29 @@ class Moves:
         """The Ollama of a node, through its gateway where there is one."""
         extra = [(CREDENTIAL_HEADER, self._credential_of(agent.id))] if agent.upstream.gateway else []
         return NodeOllama(self._pool, agent.upstream, extra=extra)
+
+    async def unload(self, model: str) -> str:
+        """Have every node unload `model` where several have it in memory; what went wrong, "" when nothing did. A request to unload is
+        forwarded to one node as any other is, which is enough when no other node has the model."""
+        key = key_or_none(model)
+        nodes = self._driver.router.inventories()
+        loaded = [node.agent_id for node in nodes if node.ready and key is not None and row_of(node.loaded, key) is not None]
+        if len(loaded) < 2:
+            return ""
+        wrong: list[str] = []
+
+        async def one(agent: AgentView) -> None:
+            done = Done(error="the node did not answer in time")
+            with trio.move_on_after(UNLOAD_LIMIT_S):
+                done = await self.ollama(agent).unload(model)
+            if done.error is not None and done.status != 404:
+                wrong.append(f"{agent.name}: {done.error}")
+
+        async with trio.open_nursery() as nursery:
+            for agent_id in loaded:
+                if (agent := self._driver.router.agent(agent_id)) is not None:
+                    nursery.start_soon(one, agent)
+        return "; ".join(sorted(wrong))
 
     # ------------------------------------------------------------ agents
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+import trio
 from quart import Response
 from quart_trio import QuartTrio
 
-from core import names
+from core import fleet, names
 from core.errors import RemoteError
 from core.keeping import Policy, sites_for
 from core.lifecycle import AgentState
@@ -55,6 +56,22 @@ def _add_fleet_wide(app: QuartTrio, web: Web) -> None:
         known = web.keeping.catalogue
         held = held_by({node.name: node.installed for node in web.driver.router.inventories()})
         return reply({"models": known.with_fleet(held), "source": known.source})
+
+    @app.get("/api/models/drift")
+    @guarded(web, Area.MANAGEMENT)
+    async def show_drift() -> Response:
+        nodes = web.driver.router.inventories()
+        found = await trio.to_thread.run_sync(fleet.drift, nodes)
+        called = {node.agent_id: node.name for node in nodes}
+        shown = [
+            {
+                "model": drift.model,
+                "canonical": drift.canonical,
+                "digests": [{"agent_id": agent_id, "agent_name": called[agent_id], "digest": digest} for agent_id, digest in drift.digests],
+            }
+            for drift in found
+        ]
+        return reply({"drift": shown})
 
     @app.post("/api/models/distribute")
     @guarded(web, Area.MANAGEMENT)
@@ -103,7 +120,8 @@ def _add_one_node(app: QuartTrio, web: Web) -> None:
         if row is None:
             raise RemoteError(f"{agent.name} has no model {name[:200]}", status=404)
         may_go(web, key)
-        what = What(kind=Kind.DELETE, agent_id=agent.id, model=names.display(key))
+        spelled: Any = (row.get("name") or row.get("model")) if isinstance(row, dict) else row
+        what = What(kind=Kind.DELETE, agent_id=agent.id, model=spelled)
         return reply({"task_id": web.moves.ask([what], kept=True)[0]}, 202)
 
 

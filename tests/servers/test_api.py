@@ -477,9 +477,9 @@ MANAGEMENT = [
     ("POST", "/api/agents/x/drain"), ("POST", "/api/agents/x/connect"), ("POST", "/api/agents/x/disconnect"),
     ("POST", "/api/agents/x/approve"), ("POST", "/api/agents/approve"), ("POST", "/api/agents/backends"), ("GET", "/api/agents/metrics"),
     ("GET", "/api/metrics/summary"), ("POST", "/api/admin/join-tokens"), ("GET", "/api/queue"),
-    ("GET", "/api/placement"), ("GET", "/api/requests/x/why"),
-    ("GET", "/metrics"),
-    ("GET", "/api/models/available"), ("POST", "/api/models/distribute"), ("GET", "/api/models/policy"), ("PUT", "/api/models/policy"),
+    ("GET", "/api/placement"), ("GET", "/api/requests/x/why"), ("GET", "/metrics"),
+    ("GET", "/api/models/available"), ("GET", "/api/models/drift"), ("POST", "/api/models/distribute"),
+    ("GET", "/api/models/policy"), ("PUT", "/api/models/policy"),
     ("GET", "/api/agents/x/models"), ("POST", "/api/agents/x/models/pull"), ("DELETE", "/api/agents/x/models/x"),
     ("GET", "/api/tasks"), ("GET", "/api/tasks/x"), ("DELETE", "/api/tasks/x"),
 ]  # fmt: skip
