@@ -21,6 +21,7 @@ from core.displacement import Displacement
 from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Refuse, Wait
 from core.health import Health
 from core.inventory import Loading
+from core.leaks import Leaks
 from core.learning import Speeds
 from core.leases import Expiry, Held, Ledger
 from core.lifecycle import AgentState
@@ -78,6 +79,7 @@ class Dispatcher:
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
         self.obstacles = Obstacles(self.ledger, displacement, speeds, makes_room=strategy.makes_room)
+        self.leaks = Leaks(self.ledger, self.requests, speeds)
         self.queue = FairQueue(config)
         self.answered: Expiry[RequestId] = Expiry(config.lease_ttl_s)
         """Requests that a shell was told to answer itself, until it says that it did."""
@@ -165,6 +167,8 @@ class Dispatcher:
         assert agent is not None, "a lease without a node"
         if request.ask.key is not None and not self.ledger.of_model(request.ask.key).get(agent.id):
             agent.inventory.used_at[request.ask.key] = now
+        if self.leaks.active:
+            self.leaks.ended(request, agent, now=now)
         loading = agent.inventory.loading
         if loading and request.first_byte_at is None and request.key in loading:
             # Ollama gives up a load whose first request leaves, and starts it again for whoever waits for it.
@@ -243,6 +247,8 @@ class Dispatcher:
             request.barred = {}
         if self.obstacles.barriers and request.ask.needs_slot:
             nodes = tuple(node for node in nodes if not self.obstacles.keeps_away(request, node))
+        if self.leaks.quarantines:
+            nodes = tuple(node for node in nodes if not self.leaks.quarantined(node.id, request.key))
         if request.came.unload:
             nodes = tuple(node for node in nodes if request.key in node.inventory.resident) or nodes
         return nodes
@@ -316,6 +322,8 @@ class Dispatcher:
         if key is not None and not request.came.unload:
             raised = agent.inventory.raised(key, request.ask.options) if request.ask.options else None
             self._begin_load(request, agent, key, effects, now=now)
+        if self.leaks.active:
+            self.leaks.began(request, agent, now=now)
         if not self._health.quiet:
             self._health.began(agent_id, request.key, request_id)
         lease = Lease(

@@ -334,6 +334,8 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     request_id: RequestId
     reason: str
+    unload: tuple[str, ...] = ()
+    """Models that the node is to unload once this attempt's connection is closed, before `AttemptEnded` is said."""
 
 
 # ---------------------------------------------------------------- effects: nodes and the rest

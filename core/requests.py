@@ -88,6 +88,8 @@ class Request(msgspec.Struct, gc=False):
     """Nodes that the last decision passed over, by name, and why."""
     held: bool = False
     """Whether it was held back to spare a runner with other options."""
+    leaks: int = 0
+    """How often it was taken off a node because it seemed to hang on a leaked slot."""
     refused_by: list[Agent] = []
     """Nodes that said their model cannot do this."""
     spent: int = 0

@@ -86,6 +86,7 @@ class Router:
         self._dispatcher = Dispatcher(config, self._registry, self._health, self._speeds, chosen, displacement, now=now)
         self._ledger = self._dispatcher.ledger
         self._queue = self._dispatcher.queue
+        self._leaks = self._dispatcher.leaks
         self._requests = self._dispatcher.requests
         self._came = 0
         self._settled_total = 0
@@ -93,7 +94,7 @@ class Router:
         """Whether somebody who waits may be able to go since the last look."""
         self._clocks = (
             self._ledger.deadlines, self._dispatcher.answered, self._registry.deadlines, self._queue, self._health,
-            self._dispatcher.obstacles.alarm,
+            self._dispatcher.obstacles.alarm, self._dispatcher.leaks,
         )  # fmt: skip
         """Everything that something is due of: each has its `earliest`."""
         self._deadline = self._earliest()
@@ -145,6 +146,8 @@ class Router:
         effects += self._registry.expire(now=now)
         for request_id in self._queue.due(now=now):
             self._dispatcher.time_out(self._requests[request_id], effects, now=now)
+        if self._leaks.earliest <= now:
+            effects += self._leaks.look(now=now)
         if self._health.woken(now=now) | self._dispatcher.obstacles.alarm.rings(now=now):
             self._look = True
         grace = self._dispatcher.grace_until
@@ -160,8 +163,10 @@ class Router:
         return self._deadline
 
     def _earliest(self) -> Instant | None:
-        leases, answered, agents, queue, health, turns = self._clocks
-        earliest = min(leases.earliest, answered.earliest, agents.earliest, queue.earliest, health.earliest, turns.earliest)
+        leases, answered, agents, queue, health, turns, leaks = self._clocks
+        earliest = min(
+            leases.earliest, answered.earliest, agents.earliest, queue.earliest, health.earliest, turns.earliest, leaks.earliest
+        )  # fmt: skip
         grace = self._dispatcher.grace_until
         if grace is not None and grace < earliest:
             return grace
@@ -285,6 +290,8 @@ class Router:
         if not self._health.quiet:
             self._health.delivered(agent.id, request.key, request.id)
             self._look = True
+        if self._leaks.active:
+            self._leaks.answered(request, agent, now=now)
         key, came, inventory = request.ask.key, request.came, agent.inventory
         if key is not None and not came.unload:
             if key in inventory.loading or key not in inventory.resident:
@@ -306,13 +313,14 @@ class Router:
         self._look = True
         self._blame(request, verdict, event.failure, event.text, effects, now)
         agent_id = request.agent.id
-        if verdict.fault is Fault.SATURATION:
+        hung = self._leaks.quarantines and self._leaks.taken_off(request, now=now)
+        if verdict.fault is Fault.SATURATION or hung:
             request.busy[agent_id] = None
         else:
             request.tried[agent_id] = request.tried.get(agent_id, 0) + 1
         if verdict.cannot:
             request.refused_by.append(request.agent)
-        request.spent += verdict.cost is Cost.BUDGETED
+        request.spent += verdict.cost is Cost.BUDGETED and not hung
         if verdict.cost is Cost.FINAL or request.spent > self._config.retries_budgeted:
             self._dispatcher.give_up(request, effects, now=now)
         else:
@@ -336,6 +344,8 @@ class Router:
         elif agent is not None:
             self._dispatcher.release(request, effects, now=now)
             self._look = True
+            if ending is not _SUCCESS:
+                self._leaks.given_up(request, agent, by_us=ending is Ending.CANCELLED or event.node_fault is Failure.VANISHED, now=now)
             if event.node_fault is not None:
                 verdict = classify(event.node_fault, status=500, text=event.message)  # told in-band: as late as a 500 can be
                 self._blame(request, verdict, event.node_fault, event.message, effects, now)
@@ -431,6 +441,7 @@ class Router:
             for agent_id in changes.forgotten:
                 self._health.forget(agent_id)
                 self._speeds.forget(agent_id)
+                self._leaks.forget(agent_id)
             for agent_id, reason in changes.lost:
                 effects += [Cut(request_id=held.request_id, reason=reason) for held in self._ledger.on(agent_id)]
             self._look = self._look or changes.touched
@@ -448,6 +459,8 @@ class Router:
             effects.append(Cut(request_id=request.id, reason="nothing was heard of this request for too long"))
             request.end_attempt(Ending.UNKNOWN.value, now=now)
             self._dispatcher.freed(request, effects, now=now)
+            assert request.agent is not None, "an attempt without a node"
+            self._leaks.given_up(request, request.agent, by_us=True, now=now)
         del self._requests[request.id]
         self._settled_total += 1
         if request.agent is not None:
