@@ -134,6 +134,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     tags_s: float = 0.0  # how long after the start lists are answered
     hash_bytes_s: float = 1.5e9  # how fast what was pulled is verified
     noprune: bool = False  # a pull leaves the layers that it replaces
+    separate_finish: bool = True  # the OpenAI stream's last chunk is one of its own, as it is since 0.32.6
     answer_tokens: int | None = None  # how long an answer is when the request sets no limit
     banner: bool = True  # say in a header that this is a simulation
 

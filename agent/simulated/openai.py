@@ -117,7 +117,8 @@ def ask_chat_completion(fields: dict[str, Any], find: Finder, knobs: Knobs) -> A
         "format": _schema(fields.get("response_format")),
         **named,
     }
-    return msgspec.structs.replace(ask_chat(native, find, knobs), include_usage=_usage_wanted(fields))
+    ask = ask_chat(native, find, knobs)
+    return msgspec.structs.replace(ask, include_usage=_usage_wanted(fields), echo={"separate_finish": knobs.separate_finish})
 
 
 def _schema(response_format: Any) -> Any:
@@ -208,7 +209,8 @@ class OpenAIWriter:
         finish = "tool_calls" if self._called else reason
         if self._chat:
             opened = self._event(self._delta(content="")) if self._first else b""
-            out = opened + self._event([{"index": 0, "delta": {}, "finish_reason": finish}])
+            delta = {} if self._ask.echo.get("separate_finish", True) else {"content": ""}
+            out = opened + self._event([{"index": 0, "delta": delta, "finish_reason": finish}])
         else:
             out = self._event([{"text": "", "index": 0, "finish_reason": reason}], self._no_usage())
         if self._ask.include_usage:

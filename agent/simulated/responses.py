@@ -215,6 +215,8 @@ class ResponsesWriter:
     def _begin(self) -> list[bytes]:
         if self._number >= 0:
             return []
+        if self._echo["reasoning"]:  # as a map it has all its keys
+            self._echo = {**self._echo, "reasoning": {"summary": None, **self._echo["reasoning"]}}
         response = self._response("in_progress", [], created=self._created, completed=None, usage=None)
         return [self._event("response.created", response=response), self._event("response.in_progress", response=response)]
 

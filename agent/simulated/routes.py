@@ -166,7 +166,7 @@ class Routes:
                 case "/api/status":
                     await reply.whole(200, b'{"cloud":{"disabled":true,"source":"env"}}', JSON_TYPE)
                 case "/api/tags":
-                    await reply.whole(200, native.tags(self._library.rows()), JSON_TYPE, bare=request.method == "HEAD")
+                    await reply.whole(200, native.tags(self._library.rows()), JSON_TYPE)
                 case "/api/ps":
                     await reply.whole(200, self._ps(), JSON_TYPE)
                 case "/api/show":

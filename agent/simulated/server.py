@@ -33,6 +33,8 @@ from agent.simulated.wire import Connection, ConnectionOver, Reply, Request
 from core.simulation.node import Change, RunnerChanged
 
 BACKLOG = 1024
+LISTS = ("/api/tags", "/v1/models")
+"""What is not answered before the models have been read."""
 
 
 class SimulatedOllama:
@@ -65,6 +67,7 @@ class SimulatedOllama:
         self._connections: set[Connection] = set()
         self._listening: trio.socket.SocketType | None = None
         self._scope: trio.CancelScope | None = None
+        self._answers_from = 0.0
         self._stopped = trio.Event()
         self._opened = trio.Event()
         self.faults.on_change = self._mind_port
@@ -123,6 +126,7 @@ class SimulatedOllama:
         """Serve until cancelled, stopped or killed; reports its port. May be called again afterwards."""
         self.engine.restart()
         self.library.restarted()
+        self._answers_from = trio.current_time() + self.knobs.startup_s
         self._stopped = trio.Event()
         try:
             if self._listening is None:
@@ -235,6 +239,7 @@ class SimulatedOllama:
         self.log.append(log)
         try:
             with connection.begin() as scope:
+                await trio.sleep_until(self._answers_from)
                 if await self._routes.gate(request, reply):
                     await self._served(request, reply, log)
             if scope.cancelled_caught:
@@ -260,4 +265,6 @@ class SimulatedOllama:
             return
         if fault is not None and fault.kind == "stall":
             await trio.sleep(min(fault.seconds, 1e9))
+        if request.path in LISTS:
+            await trio.sleep_until(self._answers_from + self.knobs.tags_s)
         await self._routes.answer(request, reply)

@@ -236,6 +236,7 @@ class Reply:
         self, status: int, body: bytes, content_type: str, headers: Sequence[Header] = (), *, chunked: bool = False, bare: bool = False
     ) -> None:
         """The whole answer; `chunked` as streams have it, else by its size. `bare` says nothing of its length."""
+        bare = bare or (self.request.method == "HEAD" and len(body) > LENGTH_LIMIT)
         chunked = (chunked or len(body) > LENGTH_LIMIT) and not self.request.http10 and not bare
         head = self._head(status, content_type, headers, length=None if chunked or bare else len(body), chunked=chunked)
         if self.request.method == "HEAD":

@@ -1,53 +1,22 @@
-"""The simulated Ollama against the recorded real one: same statuses, content types, fields and their order, same errors.
+"""The simulated Ollama against the recorded real one: lists and the other routes that answer at once, and how a stream is framed.
 
-Generated text, numbers, times and ids may differ. The same can be seen by eye: `python -m agent.simulated --models recorded`.
+Inference is in `test_simulated_groups.py`. The same can be seen by eye: `python -m agent.simulated --models recorded`.
 """
 
-import json
 import re
 from typing import Any
 
-import pytest
-
 from agent.simulated import SimulatedOllama, recorded_models
+from tests.agent.conversations import body_shape
 from tests.fleet.rawhttp import Answer, parse_answer, raw_request
-from tests.fleet.recorded import Exchange, load, questions
+from tests.fleet.recorded import Exchange, load
 
-FREE = ("created_at modified_at expires_at id response content text thinking", "digest embedding token modelfile arguments reasoning")
-FREE_TEXT = frozenset(key for line in FREE for key in line.split())
 HEADERS_COMPARED = ("content-type", "allow", "location", "vary", "access-control-allow-origin", "access-control-max-age")
 NOT_THE_SAME = {
     "plain/ps": "a model was loaded when it was recorded",
     "plain/recommendations": "a list that ollama.com gives out",
     "plain/show-verbose": "the model's whole vocabulary",
 }
-
-
-def shape(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return [(name, shape(item, name)) for name, item in value.items()]
-    if isinstance(value, list):
-        return [shape(item, key) for item in value[:1]]
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, str):
-        return "text" if key in FREE_TEXT else value
-    return "number"
-
-
-def body_shape(answer: Answer) -> list[Any]:
-    """The shapes of the body's lines, runs of equal ones as one."""
-    out: list[Any] = []
-    for line in re.sub(rb"(?m)^data: ", b"", answer.body).splitlines():
-        if not line.strip():
-            continue
-        try:
-            item = shape(json.loads(line))
-        except ValueError:
-            item = line.decode("utf-8", "replace")
-        if not out or out[-1] != item:
-            out.append(item)
-    return out
 
 
 def fingerprint(answer: Answer) -> tuple[Any, ...]:
@@ -63,20 +32,6 @@ def differs(got: Answer, recorded: Answer) -> str:
 async def answered(sim: SimulatedOllama, tape: Exchange) -> Answer:
     request = tape.request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
     return parse_answer(await raw_request(sim.port, request), tape.method)
-
-
-@pytest.mark.parametrize("group", ["generate", "chat", "embed", "embeddings", "v1"])
-async def test_recorded_inference_requests_are_answered_in_the_recorded_shape(group: str) -> None:
-    asked = questions(load(group))
-    assert asked
-    wrong = {}
-    async with SimulatedOllama(models=recorded_models(), speed=20, load_s=0.01).serve() as sim:
-        for takes in asked.values():
-            got = await answered(sim, takes[0])
-            faults = [differs(got, take.answer) for take in takes]
-            if "" not in faults:
-                wrong[takes[0].case] = faults[0]
-    assert wrong == {}
 
 
 async def test_recorded_requests_of_the_other_routes_are_answered_alike() -> None:

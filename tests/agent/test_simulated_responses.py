@@ -102,7 +102,7 @@ async def test_reasoning_comes_first_and_can_be_left_out() -> None:
         said = await events(sim, model=THINKER, reasoning={"effort": "high"}, max_output_tokens=9)
         silent = await events(sim, model=THINKER, reasoning={"effort": "none"}, max_output_tokens=9)
     assert [item["type"] for item in said[-1]["response"]["output"]] == ["reasoning", "message"]
-    assert said[-1]["response"]["reasoning"] == {"effort": "high"}
+    assert said[-1]["response"]["reasoning"] == {"effort": "high", "summary": None}
     assert [item["type"] for item in silent[-1]["response"]["output"]] == ["message"]
 
 
