@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Final, Protocol
 
 import msgspec
@@ -143,7 +143,7 @@ async def read_body(conn: ClientConnection, head: RequestHead, budget: BodyBudge
             return Body(data, length=length, budget=budget)
     else:
         data = b""
-    store = _Store(budget, spool=budget.spool and length > SPOOL_ABOVE_BYTES)
+    store = Store(budget, spool=budget.spool and length > SPOOL_ABOVE_BYTES)
     try:
         while data or (data := await conn.read_body_some()):
             await store.add(data)
@@ -158,8 +158,8 @@ def _too_large(budget: BodyBudget) -> HttpError:
     return HttpError(413, f"the request body is larger than {budget.max_body_bytes} bytes; send less, or raise ROUTER_BODY_MAX_BYTES")
 
 
-class _Store:
-    """A body on its way in: in memory, until it must go to disk."""
+class Store:
+    """A body on its way in: in memory, until it must go to disk. Ends in `finish` or `discard`."""
 
     __slots__ = ("budget", "file", "held", "length", "parts", "spooling")
 
@@ -172,6 +172,7 @@ class _Store:
         self.file: IO[bytes] | None = None
 
     async def add(self, data: bytes) -> None:
+        """Take more of it. Raises HttpError 413, 503."""
         budget = self.budget
         self.length += len(data)
         if self.length > budget.max_body_bytes:
@@ -188,6 +189,7 @@ class _Store:
             await self._write()
 
     async def finish(self) -> Body:
+        """All of it is here."""
         if not self.spooling:
             return Body(b"".join(self.parts), length=self.length, budget=self.budget)
         if self.parts:
@@ -205,6 +207,7 @@ class _Store:
             self.held = 0
 
     def discard(self) -> None:
+        """It is not wanted any more; instead of `finish`."""
         self.budget.held_bytes -= self.held
         if self.file is not None:
             _close(self.file, self.length)
@@ -327,7 +330,12 @@ async def inspect_async(route: Route, body: Body, *, content_type: bytes = b"") 
     """
     if body.data is not None and (facts := inspect_ordinary(route, body.data)) is not None:
         return facts
-    scanner = Scanner(_wanted)
+    return _conclude(route, await scan(body, _wanted), content_type)
+
+
+async def scan(body: Body, wanted: Callable[[str], str | None]) -> Scanner:
+    """The exact scanner after all of `body` has passed through it, in steps below 2 ms; not closed yet."""
+    scanner = Scanner(wanted)
     began = time.perf_counter()
     for offset in range(0, body.length, PIECE_BYTES):
         for piece in _slices(await body.read_at(offset), STEP_BYTES):
@@ -337,7 +345,7 @@ async def inspect_async(route: Route, body: Body, *, content_type: bytes = b"") 
                 began = time.perf_counter()
         if scanner.done:
             break
-    return _conclude(route, scanner, content_type)
+    return scanner
 
 
 def _slices(data: bytes, size: int) -> Iterator[bytes]:

@@ -77,6 +77,8 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     blobs: int
     """Strings in it that are no text (`BLOB_MIN_BYTES`), at any depth."""
     blob_bytes: int
+    start: int = -1
+    """Where the value begins, counted from the first byte that was fed; -1: not known."""
 
 
 def go_string(raw: bytes) -> str:
@@ -308,7 +310,7 @@ class Scanner:
         self._counting = False
         size = self._offset + at - self._start
         raw = b"".join(self._capture) if size <= CAPTURE_MAX_BYTES else None
-        self.members.append(Member(name, raw, self._first, size, self._blobs, self._blob_bytes))
+        self.members.append(Member(name, raw, self._first, size, self._blobs, self._blob_bytes, self._start))
 
 
 def is_blob(string: bytes) -> bool:

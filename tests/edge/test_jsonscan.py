@@ -84,6 +84,7 @@ def test_it_accepts_what_python_accepts_however_it_is_cut(data: bytes, size: int
         assert member.raw is not None
         assert (member.first, member.size) == (member.raw[0], len(member.raw))
         assert python_reads(member.raw) == value
+        assert data[member.start : member.start + member.size] == member.raw
         assert is_empty(member.raw) is (value in ("", []))
 
 
@@ -130,9 +131,9 @@ def test_long_values_are_measured_and_not_kept(size: int) -> None:
     data = b'{"m":[' + b",".join(parts) + b'],"n":1,"k' + b"x" * 20_000 + b'":2,"' + b"k" * 20 + b'":3}'
     members = scan(data, size=size).members
     assert members == [
-        Member("m", None, 0x5B, sum(map(len, parts)) + 5, 1, len(image)),
-        Member("n", b"1", 0x31, 1, 0, 0),
-        Member("k" * 20, b"3", 0x33, 1, 0, 0),
+        Member("m", None, 0x5B, sum(map(len, parts)) + 5, 1, len(image), 5),
+        Member("n", b"1", 0x31, 1, 0, 0, data.index(b'"n":') + 4),
+        Member("k" * 20, b"3", 0x33, 1, 0, 0, len(data) - 2),
     ]
 
 
