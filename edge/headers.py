@@ -171,10 +171,10 @@ def _node_target(head: RequestHead, upstream: Upstream) -> bytes:
     return target
 
 
-def web_request_head(head: RequestHead, *, peer: str, secret: bytes) -> bytes:
+def web_request_head(head: RequestHead, *, peer: str, secret: bytes, body: bool = True) -> bytes:
     """The head of a request as the web app gets it: as it came, `Host` and credentials included, plus who sent it.
 
-    The body follows as it was framed: with its length, or in chunks.
+    The body follows as it was framed, with its length or in chunks; without `body`, none does.
     """
     named = _named_by_connection(head.fields)
     parts = [b"%b %b HTTP/1.1\r\n" % (head.method.encode("ascii"), plain_target(head))]
@@ -186,9 +186,9 @@ def web_request_head(head: RequestHead, *, peer: str, secret: bytes) -> bytes:
             continue
         parts.append(b"%b: %b\r\n" % (name, value))
     parts.append(b"X-Router-Peer: %b\r\nX-Router-Secret: %b\r\n" % (safe_value(peer), secret))
-    if head.chunked:
+    if head.chunked and body:
         parts.append(b"Transfer-Encoding: chunked\r\n")
-    elif head.content_length is not None:
+    elif head.content_length is not None and body:
         parts.append(b"Content-Length: %d\r\n" % head.content_length)
     parts.append(b"\r\n")
     return b"".join(parts)

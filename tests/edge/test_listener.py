@@ -324,7 +324,7 @@ async def test_events_pass_at_once_and_leaving_ends_them() -> None:
 async def test_a_body_is_streamed_both_ways() -> None:
     async with world() as w:
         peer = w.client()
-        await peer.send(b"POST /api/blobs/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await peer.send(b"POST /api/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
         app = await w.web_side()
         await app.until(b"\r\n\r\n3\r\nabc\r\n")
         await peer.send(b"2\r\nde\r\n0\r\n\r\n")
@@ -332,6 +332,19 @@ async def test_a_body_is_streamed_both_ways() -> None:
         await app.send(b"HTTP/1.1 201 Created\r\n\r\nmade")
         app.sock.close()
         assert (await peer.until(b"0\r\n\r\n")).endswith(b"\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nmade\r\n0\r\n\r\n")
+
+
+async def test_an_upload_of_any_size_is_answered_by_its_head_alone() -> None:
+    async with world(body_max_bytes=10) as w:
+        peer = w.client()
+        await peer.send(b"POST /api/blobs/x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 107374182400\r\n\r\n")
+        app = await w.web_side()
+        head = await app.until(b"\r\n\r\n")
+        assert b"content-length" not in head.lower()
+        await app.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+        answer = await peer.rest()
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert b"\r\nConnection: close\r\n" in answer
 
 
 async def test_an_old_client_gets_a_body_that_ends_with_the_connection() -> None:
