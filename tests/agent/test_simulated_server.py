@@ -197,7 +197,7 @@ async def test_a_half_close_counts_as_leaving_and_is_told_so() -> None:
         assert answer.whole
         assert answer.lines()[-1] == {"error": "error reading llama-server response: context canceled"}
         async with talk(sim.port, "POST", "/api/generate", generate(500, stream=False)) as leaving:
-            await until(lambda: sim.log[-1].tokens_generated)
+            await until(lambda: len(sim.log) == 2 and sim.log[-1].tokens_generated)
             await leaving.stream.send_eof()
             assert (await leaving.rest()).status == 500
         async with talk(sim.port, "POST", "/api/generate", generate(500)), talk(sim.port, "POST", "/api/generate", generate(5)) as queued:
