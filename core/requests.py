@@ -212,7 +212,8 @@ def _shown(key: ModelKey, spelling: str) -> str:
 
 def cloud_off(event: RequestCame) -> Refuse:
     """The name means a model in Ollama's cloud: Ollama's own status and text where the cloud is switched off."""
-    return Refuse(request_id=event.request_id, status=403, text="ollama cloud is disabled: remote model is unavailable")
+    what = "remote model is" if event.route.runs_model else "remote model details are"
+    return Refuse(request_id=event.request_id, status=403, text=f"ollama cloud is disabled: {what} unavailable")
 
 
 def gave_up(request: Request) -> Refuse:

@@ -153,6 +153,8 @@ def test_what_ollama_says_of_models_that_are_not_there(event: RequestCame, statu
 
 def test_cloud_models_are_refused_in_ollamas_words() -> None:
     assert cloud_off(came(model="x:cloud")).status == 403
+    assert cloud_off(came(model="x:cloud")).text == "ollama cloud is disabled: remote model is unavailable"
+    assert cloud_off(came(Route.SHOW, model="x:cloud")).text == "ollama cloud is disabled: remote model details are unavailable"
 
 
 @pytest.mark.parametrize("failure", [failure for failure in Failure if failure not in (Failure.ANSWERED, Failure.INCOMPLETE)])
