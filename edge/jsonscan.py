@@ -283,9 +283,10 @@ class Scanner:
             if end - at > CAPTURE_MAX_BYTES:
                 raise NotJson(f"a number of more than {CAPTURE_MAX_BYTES} bytes")
             buffer, at = (yield from self._refill(buffer, at)), 0
-        if _NUMBER.fullmatch(buffer, at, end) is None:
+        number = _NUMBER.match(buffer, at, end)
+        if number is None:
             raise NotJson(f"unexpected {chr(byte)!r} where a value should be")
-        return buffer, end
+        return buffer, number.end()  # what follows it of such bytes is no part of a value, and nobody's at the top
 
     # ------------------------------------------------------------ members
 

@@ -64,6 +64,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @given(st.one_of(documents, damaged(), st.binary(max_size=12)), st.integers(1, 9))
 @example(b'{"a":"\xe2\x82"}', 1)
 @example(b"nullx", 2)
+@example(b"0+", 1)
 @example(b'{"a":1}x', 3)
 @example(b'{"a":tru e}', 2)
 @example(b'{"a":"\\ud83d\\ude00\\ud83d"}', 1)
