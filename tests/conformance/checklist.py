@@ -190,7 +190,8 @@ async def browsers(stage: Stage) -> None:
         for entry in node.log:
             fields = {name.lower(): value for name, value in entry.headers}
             assert not fields.keys() & {b"origin", b"referer", b"authorization", b"cookie"}
-            assert fields[b"host"] == f"127.0.0.1:{node.port}".encode()
+            if entry.route in ("/api/chat", "/v1/chat/completions"):  # others may be the test's own
+                assert fields[b"host"] == f"127.0.0.1:{node.port}".encode()
 
 
 @item("no time limit on silence before the first token, none on the whole answer")

@@ -42,6 +42,9 @@ TOLD_LATE = 4
 """Tokens that a node may have made for a client that had left: what was under way."""
 IDS = re.compile(r"\b(req|msg|call|chatcmpl|cmpl|resp|fc|rs)_?-?[0-9a-zA-Z]+\b")
 
+NAMED = re.compile(r"north: (.*?); south: \1")
+"""What two nodes said alike of one pull, which the router tells of each."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -155,7 +158,7 @@ def settled(value: Any) -> Any:
         return {key: settled(item) for key, item in value.items() if key not in OWN_KEYS}
     if isinstance(value, list):
         return [settled(item) for item in value]
-    return IDS.sub("ID", value) if isinstance(value, str) else value
+    return NAMED.sub(r"\1", IDS.sub("ID", value)) if isinstance(value, str) else value
 
 
 def _wrong_refusal(value: Any) -> str:
