@@ -54,6 +54,7 @@ class Leaks:
         self._ledger = ledger
         self._requests = requests
         self._speeds = speeds
+        self.silence_s = SILENCE_S
         self.flagged: dict[AgentId, dict[ModelKey, _Runner]] = {}
         """Runners that may have leaked; empty nearly always, and then nothing else here need be asked."""
         self._watched: dict[RequestId, Instant] = {}
@@ -203,7 +204,7 @@ class Leaks:
         model = agent.inventory.installed.get(key)
         rates = self._speeds.rates(agent.id, key, size_bytes=0 if model is None else model.size_bytes, slots=agent.slots)
         prefill_us = rates.overhead_us + request.ask.input_tokens * rates.prefill_ns / 1000
-        return SILENCE_S + PREFILL_TIMES * prefill_us / MICROS_PER_S
+        return self.silence_s + PREFILL_TIMES * prefill_us / MICROS_PER_S
 
     def _watch(self, request: Request, now: Instant, hushed_s: float = 0.0) -> None:
         came, agent, key = request.came, request.agent, request.ask.key

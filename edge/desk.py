@@ -18,8 +18,9 @@ Answer = Forward | Wait | Refuse | PassOn
 class Attempt(Protocol):
     """An attempt that a Cut can end."""
 
-    def give_up(self, why: str) -> None:
-        """The router wants no more of it; `why` is a sentence for the client and the record."""
+    def give_up(self, why: str, unload: tuple[str, ...]) -> None:
+        """The router wants no more of it; `why` is a sentence for the client and the record. `unload`: models that its node is to unload
+        once the connection is closed."""
 
 
 class Desk:
@@ -37,7 +38,7 @@ class Desk:
         """Leave `effect` here; called by the driver."""
         if isinstance(effect, Cut):
             if self._attempt is not None:
-                self._attempt.give_up(effect.reason)
+                self._attempt.give_up(effect.reason, effect.unload)
             return
         self._answers.append(effect)
         if self._arrived is not None:

@@ -194,8 +194,8 @@ class _One:
     """
 
     __slots__ = (
-        "_dialling", "_ended", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept", "progress", "proxy", "request_id",
-        "route", "stream", "upstream",
+        "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept", "progress", "proxy",
+        "request_id", "route", "stream", "upstream",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn: ClientConnection, head: RequestHead, route: Route, body: Body, stream: bool, desk: Desk) -> None:
@@ -218,6 +218,7 @@ class _One:
         self._dialling: trio.CancelScope | None = None
         self._ended: Failure | None = None
         self._why = ""
+        self._unload: tuple[str, ...] = ()
 
     # ------------------------------------------------------------ from outside
 
@@ -225,8 +226,9 @@ class _One:
         """The client left (`conn.gone`)."""
         self.end(Failure.VANISHED, "the client left")
 
-    def give_up(self, why: str) -> None:
-        """The router wants no more of this attempt."""
+    def give_up(self, why: str, unload: tuple[str, ...] = ()) -> None:
+        """The router wants no more of this attempt, and the node is to unload these models after it."""
+        self._unload = unload
         self.end(Failure.VANISHED, why)
 
     def end(self, failure: Failure, why: str) -> None:
@@ -294,6 +296,9 @@ class _One:
         if self.conn.gone:
             raise ClientGone
         if self._ended is not None:
+            if self._unload:
+                unload, self._unload = self._unload, ()
+                await self._make_room(lease, unload)
             self._attempt_ended(self._ended, 0, self._why, repeat_guard=False)
         elif isinstance(opened, Failed):
             if opened.kept is not None:

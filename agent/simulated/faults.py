@@ -18,6 +18,7 @@ Decides which request gets which fault; the server carries it out. Chance comes 
 | `empty`, `blank`, `html` | 200 with no body; with the blank answer of year 0001; with a web page |
 | `garbage` | bytes that are no HTTP |
 | `hang-up` | a good answer, then the kept connection is closed |
+| `leak` | nothing; but if the client leaves in mid-answer, a slot of the model stays taken until it is unloaded |
 | `load` | the load that the request starts fails with `text` |
 """
 
@@ -29,7 +30,7 @@ import msgspec
 
 FaultKind = Literal[
     "refuse", "silent", "close", "reset", "cut", "end", "error", "stall", "drip", "status", "malformed", "huge", "empty", "blank", "html",
-    "garbage", "hang-up", "load",
+    "garbage", "hang-up", "leak", "load",
 ]  # fmt: skip
 
 BUSY: Final = "server busy, please try again.  maximum pending requests exceeded"

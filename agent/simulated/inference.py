@@ -118,6 +118,7 @@ class _Serving:
         self._writer = self._protocol.writer(ask, owner.wall)
         self._fault = fault if fault is not None and fault.kind in MID_STREAM else None
         self._blank = fault is not None and fault.kind == "blank"
+        self._leaks = fault is not None and fault.kind == "leak"
         self._load_error = (fault.text or LOAD_TEXT) if fault is not None and fault.kind == "load" else ""
         self._desk = Desk(log)
         self._pieces: list[Piece] = []
@@ -162,6 +163,7 @@ class _Serving:
             prompt_tokens=0 if only_load else max(1, ask.prompt_tokens),
             paced=ask.stream or fault is not None,
             hold_at=fault.after_tokens if fault is not None and fault.kind == "stall" else None,
+            leaks=self._leaks,
             load_error=self._load_error,
         )
         self._engine.submit(came, self._desk)

@@ -11,6 +11,7 @@ What it keeps of the real one:
 * A keep-alive stays on the runner until another request sets one. Its timer runs while nothing is in flight.
 * The client whose request started a load takes the load with it when it leaves. A client that leaves during prefill frees its slot
   when the running batch is through; at any other time at once.
+* A stream whose client leaves in mid-answer may leak its slot: the runner has one less until it is unloaded, and nothing shows it.
 * Prefill goes before decoding on one runner: the streams beside it get one token for each batch that is read. Runners that are busy
   at once share the machine, evenly and, where `contention` says so, with a loss.
 * Waiting for a slot is first come first served, but for requests that come close together: those may overtake each other, if the
@@ -450,12 +451,13 @@ class SimulatedNode:
             work.todo = min(work.todo, math.ceil((read + NEAR) / batch) * batch - read)
             work.phase = _Phase.DRAIN
         else:
+            runner.slots -= work.event.leaks
             self._free_slot(work, runner, now)
         self._let_go(runner, now)
 
     def _free_slot(self, work: _Work, runner: _Runner, at: Instant) -> None:
         runner.working.remove(work)
-        if runner.waiting:
+        if runner.waiting and len(runner.working) < runner.slots:
             self._start(runner.waiting.popleft(), runner, at)
 
     def _let_go(self, runner: _Runner, at: Instant) -> None:

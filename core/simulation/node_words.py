@@ -58,6 +58,7 @@ class Came(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     conversation: str = ""  # requests with one value share a prompt prefix
     paced: bool = False  # report every token, not only the first
     hold_at: int | None = None  # stop after so many tokens, until `Resumed`
+    leaks: bool = False  # if its client leaves in mid-answer, its slot stays taken until the runner goes
     load_error: str = ""  # a load that this request starts fails with this text
 
 

@@ -61,16 +61,19 @@ class Attempt:
 
     def __init__(self) -> None:
         self.why: list[str] = []
+        self.unload: tuple[str, ...] = ()
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, why: str, unload: tuple[str, ...]) -> None:
         self.why.append(why)
+        self.unload = unload
 
 
 def test_a_cut_ends_the_running_attempt_and_says_why() -> None:
     desk, attempt = Desk(ID), Attempt()
     desk.begin(attempt)
-    desk.put(Cut(request_id=ID, reason="its node is offline"))
+    desk.put(Cut(request_id=ID, reason="its node is offline", unload=("m",)))
     assert attempt.why == ["its node is offline"]
+    assert attempt.unload == ("m",)
     assert desk.take_nowait() is None
 
 

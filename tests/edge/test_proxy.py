@@ -1,5 +1,6 @@
 """One request through the proxy: a scripted router, a scripted node, real sockets."""
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -317,6 +318,28 @@ async def test_a_cut_by_the_router_before_the_first_byte_moves_the_request() -> 
         assert answer.headers["x-ollama-node"] == "two"
         (ended,) = edge.router.of(AttemptEnded)
         assert (ended.failure, ended.text) == (Failure.VANISHED, "its node is offline")
+
+
+async def test_a_cut_may_have_the_node_unload_once_its_connection_is_closed() -> None:
+    seen: list[str] = []
+
+    async def node(caller: Caller) -> None:
+        if caller.target == "/api/generate":
+            seen.append(json.loads(caller.body)["model"])
+            await caller.answer(b"{}")
+            return
+        (came,) = edge.router.of(RequestCame)
+        edge.router.desks[came.request_id].put(Cut(request_id=came.request_id, reason="it hangs", unload=("old:latest",)))
+        await caller.wait_for_departure()
+        seen.append("closed")
+
+    async with an_edge() as edge:
+        edge.router.script = [forward(await edge.node(node)), forward(await edge.node(stream_two), name="two")]
+        answer = await edge.chat()
+        assert answer.headers["x-ollama-node"] == "two"
+        assert sorted(seen) == ["closed", "old:latest"]
+        (ended,) = edge.router.of(AttemptEnded)
+        assert (ended.failure, ended.text) == (Failure.VANISHED, "it hangs")
 
 
 async def test_a_cut_by_the_router_in_mid_answer_is_told() -> None:

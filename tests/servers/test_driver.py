@@ -28,7 +28,8 @@ from core.events import (
 )
 from core.router import Router
 from core.units import AgentId, Instant, RequestId
-from servers.driver import EVENTS_KEPT, Driver
+from servers.driver import Driver
+from servers.tape import STEPS_PER_LENGTH
 
 REQUEST = RequestId("r")
 AGENT = AgentId("a")
@@ -119,7 +120,7 @@ async def test_a_cut_reaches_the_attempt_that_runs() -> None:
     why: list[str] = []
 
     class Attempt:
-        def give_up(self, reason: str) -> None:
+        def give_up(self, reason: str, unload: tuple[str, ...]) -> None:
             why.append(reason)
 
     router = ScriptedRouter()
@@ -224,11 +225,11 @@ async def test_a_pulse_comes_every_pulse(autojump_clock: trio.testing.MockClock)
 
 async def test_the_last_events_are_remembered() -> None:
     driver = driver_of(ScriptedRouter(), Heard())
-    for number in range(EVENTS_KEPT + 10):
+    for number in range(2 * STEPS_PER_LENGTH + 10):
         driver.apply(FirstByte(request_id=RequestId(str(number))))
     events = driver.recent_events()
-    assert len(events) == EVENTS_KEPT
-    assert events[-1][1] == FirstByte(request_id=RequestId(str(EVENTS_KEPT + 9)))
+    assert len(events) == STEPS_PER_LENGTH + 10
+    assert events[-1][1] == FirstByte(request_id=RequestId(str(2 * STEPS_PER_LENGTH + 9)))
     assert events[0][0] <= events[-1][0]
 
 
