@@ -19,8 +19,10 @@ from rich.table import Table
 from core.errors import ConfigError
 from servers import log, settings, up
 from servers.coordinator import Coordinator
+from servers.dump_command import dump
 from servers.keys_command import keys
 from servers.listen import CannotListen
+from servers.models_command import models, pull, tasks
 from servers.remote import Remote, plain, print_table, remote_options, shown
 from servers.study.command import simulate
 
@@ -181,7 +183,11 @@ def placement(url: str | None, token: str | None) -> None:
 
 
 main.add_command(simulate)
+main.add_command(dump)
 main.add_command(keys)
+main.add_command(models)
+main.add_command(pull)
+main.add_command(tasks)
 
 
 @main.group()

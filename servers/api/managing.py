@@ -39,8 +39,9 @@ NODE_HEADER: Final = "X-Ollama-Node"
 """In a pull: names or ids of the nodes that are meant, separated by commas."""
 
 ADMIN_ONLY: Final = (
-    "only an admin of this router may {}: run 'ollama-router {}' on its machine, or send the admin token as 'Authorization: Bearer <token>'"
+    "only an admin of this router may {}: run '{}' on its machine, or send the admin token as 'Authorization: Bearer <token>'"
 )
+OLLAMA_THERE: Final = "OLLAMA_HOST=127.0.0.1:{} ollama {}"
 ON_A_NODE: Final = "models are not {} through the router: do it on one node (OLLAMA_HOST=<node>:11434 ollama {}), {}"
 CREATE_THERE: Final = ON_A_NODE.format("created", "create", "then push the result to a registry and 'ollama-router pull' it from there")
 PUSH_THERE: Final = ON_A_NODE.format("pushed", "push", "which acts with that node's own account")
@@ -56,7 +57,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
 def _add_work(app: QuartTrio, web: Web) -> None:
     @app.post("/api/pull")
     async def ollama_pull() -> Response:
-        await _admin(web, "download models", "pull MODEL")
+        await _admin(web, "download models", "ollama-router pull MODEL")
         asked = await _fields("PullRequest", "model", "name", "stream", "insecure")
         name = asked.text("model") or asked.text("name")
         streams, insecure = asked.flag("stream", default=True), asked.flag("insecure", default=False)
@@ -73,7 +74,7 @@ def _add_work(app: QuartTrio, web: Web) -> None:
 
     @app.delete("/api/delete")
     async def ollama_delete() -> Response:
-        await _admin(web, "delete models", "rm MODEL")
+        await _admin(web, "delete models", OLLAMA_THERE.format(web.settings.port, "rm MODEL"))
         asked = await _fields("DeleteRequest", "model", "name")
         name = (asked.text("model") or asked.text("name")).strip()
         if name and names.key_or_none(name) is None:
@@ -89,7 +90,7 @@ def _add_work(app: QuartTrio, web: Web) -> None:
 
     @app.post("/api/copy")
     async def ollama_copy() -> Response:
-        await _admin(web, "copy models", "cp SOURCE DESTINATION")
+        await _admin(web, "copy models", OLLAMA_THERE.format(web.settings.port, "cp SOURCE DESTINATION"))
         asked = await _fields("CopyRequest", "source", "destination")
         source, destination = asked.text("source"), asked.text("destination")
         for field, name in (("source", source), ("destination", destination)):
