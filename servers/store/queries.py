@@ -5,7 +5,7 @@ is filtered by model or node walks one index per name ("lane") and merges them, 
 a count above `COUNT_MAX` is a floor, and says so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +23,11 @@ LANES_MAX: Final = 12
 MERGED_MAX: Final = 20_000
 """Rows that each lane may give; deeper pages walk the whole table."""
 PIECE: Final = 500
-"""Records read at once by an export."""
+"""Records read at once by an export, at most, and their bodies' bytes, unless one has more."""
+PIECE_MAX_BYTES: Final = 4 << 20
+
+BEYOND: Final = 1 << 62
+"""Above every record's number."""
 
 Condition = ColumnElement[bool]
 _R: Final = requests.c
@@ -163,18 +167,22 @@ def one(connection: Connection, request_id: str) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-def walk(connection: Connection, filters: Filters, *, with_bodies: bool = True) -> Iterator[list[dict[str, Any]]]:
-    """All records that are meant, newest first, a piece at a time; each piece is a query of its own."""
+def next_piece(connection: Connection, filters: Filters, below: int) -> tuple[list[dict[str, Any]], int | None]:
+    """The newest `PIECE` records below a number that are meant, with bodies, and below which to go on; None: that was all."""
     lanes = _lanes(connection, filters)
-    below = 1 << 62
-    while lanes:
-        piece = select(_R.number).where(or_(*lanes), _R.number < below).order_by(_R.number.desc()).limit(PIECE)
-        found = _rows(connection, piece, with_bodies=with_bodies)
-        if found:
-            yield found
-        if len(found) < PIECE:
-            return
-        below = found[-1]["number"]
+    if not lanes:
+        return [], None
+    wanted = select(_R.number, _R.kept_bytes).where(or_(*lanes), _R.number < below).order_by(_R.number.desc()).limit(PIECE)
+    numbers: list[int] = []
+    size_bytes = 0
+    rows = connection.execute(wanted).all()
+    for number, kept_bytes in rows:
+        size_bytes += kept_bytes
+        if numbers and size_bytes > PIECE_MAX_BYTES:
+            break
+        numbers.append(number)
+    found = _of_numbers(connection, numbers, with_bodies=True)
+    return found, numbers[-1] if len(rows) == PIECE or len(numbers) < len(rows) else None
 
 
 def numbers_of(connection: Connection, filters: Filters, *, limit: int) -> list[int]:
@@ -187,7 +195,10 @@ def numbers_of(connection: Connection, filters: Filters, *, limit: int) -> list[
 
 def _rows(connection: Connection, which: Select[Any], *, with_bodies: bool = False) -> list[dict[str, Any]]:
     """The records whose numbers `which` selects, in its order."""
-    numbers = [row[0] for row in connection.execute(which)]
+    return _of_numbers(connection, [row[0] for row in connection.execute(which)], with_bodies=with_bodies)
+
+
+def _of_numbers(connection: Connection, numbers: Sequence[int], *, with_bodies: bool) -> list[dict[str, Any]]:
     if not numbers:
         return []
     columns = [*requests.c, models.c.name.label("model"), nodes.c.agent_id, nodes.c.name.label("agent_name")]

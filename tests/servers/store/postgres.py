@@ -1,6 +1,7 @@
 """A real PostgreSQL for tests, from Debian's package, on a private socket in a directory that goes away.
 
-PostgreSQL refuses to run as root: where the tests do, it runs as an unprivileged user. Invariant: it has ended when `Postgres.stop` returns.
+PostgreSQL refuses to run as root: where the tests do, it runs as an unprivileged user.
+Invariant: it has ended when `Postgres.stop` returns.
 """
 
 import os

@@ -1,0 +1,274 @@
+"""History over HTTP (contract 6): pages, one record, export, deletion, sums.
+
+Decides the form of filters and of records in JSON and CSV. Invariants: a bad filter is a 400 that names it; an export is read and formed
+piece by piece in worker threads, so its memory does not grow with it; no cell of a CSV begins as a formula would.
+"""
+
+import csv
+import io
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from core.errors import RemoteError
+from core.history import STATUSES
+from core.units import UnixMs
+from servers import clock
+from servers.access import Area
+from servers.api.web import Web, guarded, reply
+from servers.store import queries
+from servers.store.queries import Filters
+
+PER_PAGE: Final = 100
+PER_PAGE_MAX: Final = 500
+TEXT_MAX: Final = 200
+"""Characters of a filter."""
+MINUTES: Final = 60
+"""Points of the request history."""
+FILTERS: Final = ("model", "agent_id", "status", "start_time", "end_time", "client", "q")
+PAGING: Final = ("page", "per_page", "sort")
+
+COLUMNS: Final = (
+    "id", "timestamp", "completed_at", "request_type", "path", "model", "agent_id", "agent_name", "client", "key_id", "status", "message",
+    "http_status", "duration_ms", "queue_ms", "ttft_ms", "predicted_start_ms", "prompt_tokens", "output_tokens", "load_ms", "attempts",
+    "edge", "chunks", "body_bytes", "bodies", "request_body", "response_body",
+)  # fmt: skip
+"""Of a CSV export, and the order of a record's fields."""
+
+_ROOT: Final = "/api/dashboard/request-responses"
+
+
+def add_routes(app: QuartTrio, web: Web) -> None:
+    """`/api/dashboard/request-responses...` and `/api/dashboard/request-history`."""
+    store = web.store
+
+    @app.get(_ROOT)
+    @guarded(web, Area.MANAGEMENT)
+    async def listed() -> Response:
+        _only(*FILTERS, *PAGING)
+        filters, number, per_page, sort = _filters(), _whole("page", 1, 1, 10**6), _whole("per_page", PER_PAGE, 1, PER_PAGE_MAX), _sort()
+        offset = (number - 1) * per_page
+        found = await store.read(lambda c: queries.page(c, filters, offset=offset, limit=per_page, sort=sort))
+        records = [_shown(record) for record in found.records]
+        return reply(
+            {"records": records, "total_count": found.total_count, "total_is_floor": found.is_floor, "page": number, "per_page": per_page}
+        )
+
+    @app.delete(_ROOT)
+    @guarded(web, Area.MANAGEMENT)
+    async def delete() -> Response:
+        _only(*FILTERS)
+        filters = _filters()
+        if filters.is_empty():
+            raise RemoteError("name at least one filter, such as status=error; nothing was deleted")
+        return reply({"deleted": await store.delete(filters)})
+
+    @app.get(f"{_ROOT}/<request_id>")
+    @guarded(web, Area.MANAGEMENT)
+    async def one(request_id: str) -> Response:
+        found = await store.read(lambda c: queries.one(c, request_id))
+        if found is None:
+            raise RemoteError("no record has this id", status=404)
+        return reply(_shown(found))
+
+    @app.get(f"{_ROOT}/export")
+    @guarded(web, Area.MANAGEMENT)
+    async def export() -> Response:
+        _only(*FILTERS, "format")
+        form = request.args.get("format", "json")
+        if form not in ("json", "csv"):
+            raise RemoteError("format must be json or csv")
+        filters = _filters()
+        response = Response(_export(web, filters, _Csv() if form == "csv" else _JsonList()))
+        response.headers["Content-Type"] = "application/json" if form == "json" else "text/csv; charset=utf-8"
+        day = clock.rfc3339(clock.unix_ms())[:10]
+        response.headers["Content-Disposition"] = f'attachment; filename="history-{day}.{form}"'
+        return response
+
+    _add_sums(app, web)
+
+
+def _add_sums(app: QuartTrio, web: Web) -> None:
+    @app.get("/api/dashboard/request-history")
+    @guarded(web, Area.MANAGEMENT)
+    async def per_minute() -> Response:
+        last = clock.unix_ms() // 60_000
+        first = last - MINUTES + 1
+        counted = await web.store.read(lambda c: queries.minutes(c, UnixMs(first * 60_000)))
+        points = {minute: {"minute": clock.rfc3339(UnixMs(minute * 60_000)), "success": 0, "error": 0} for minute in range(first, last + 1)}
+        for minute, status, count in counted:
+            if minute in points:
+                points[minute]["success" if status == "success" else "error"] += count  # type: ignore[operator]
+        return reply(list(points.values()))
+
+    @app.get("/api/dashboard/request-sums")
+    @guarded(web, Area.MANAGEMENT)
+    async def sums() -> Response:
+        _only("by", "hours")
+        by = request.args.get("by", "model")
+        if by not in queries.GROUPS:
+            raise RemoteError(f"by must be one of {', '.join(queries.GROUPS)}")
+        since = UnixMs(clock.unix_ms() - _whole("hours", 24, 1, 24 * 366) * 3600_000)
+        groups = await web.store.read(lambda c: queries.sums(c, since, by))
+        times = await web.store.read(
+            lambda c: {name: queries.percentiles(c, since, name) for name in ("duration_ms", "ttft_ms", "queue_ms")}
+        )
+        return reply({"since": clock.rfc3339(since), "by": by, "groups": groups, "percentiles": times})
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def _only(*names: str) -> None:
+    unknown = [name for name in request.args if name not in names]
+    if unknown:
+        raise RemoteError(f"{unknown[0][:TEXT_MAX]} is no parameter of this: it takes {', '.join(names)}")
+
+
+def _filters() -> Filters:
+    status = request.args.get("status")
+    if status is not None and status not in STATUSES:
+        raise RemoteError(f"status must be one of {', '.join(STATUSES)}")
+    start, end = _moment("start_time"), _moment("end_time")
+    if start is not None and end is not None and end < start:
+        raise RemoteError("end_time lies before start_time")
+    return Filters(
+        model=_text("model"), agent_id=_text("agent_id"), status=status, start=start, end=end, client=_text("client"), q=_text("q")
+    )  # fmt: skip
+
+
+def _text(name: str) -> str | None:
+    value = request.args.get(name)
+    if value is not None and not 0 < len(value) <= TEXT_MAX:
+        raise RemoteError(f"{name} must have 1 to {TEXT_MAX} characters")
+    if value is not None and "\0" in value:
+        raise RemoteError(f"{name} must be text")
+    return value
+
+
+def _moment(name: str) -> UnixMs | None:
+    text = request.args.get(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError
+        return UnixMs(max(0, round(moment.timestamp() * 1000)))
+    except (ValueError, OverflowError):
+        raise RemoteError(f"{name} must be a moment in RFC 3339 with its zone, such as 2026-01-31T12:00:00Z") from None
+
+
+def _whole(name: str, default: int, low: int, high: int) -> int:
+    text = request.args.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
+        raise RemoteError(f"{name} must be a whole number from {low} to {high}")
+    return int(text)
+
+
+def _sort() -> str:
+    sort = request.args.get("sort", "-timestamp")
+    if sort.removeprefix("-") not in queries.SORTS:
+        raise RemoteError(f"sort must be one of {', '.join(queries.SORTS)}, with a minus in front for the greatest first")
+    return sort
+
+
+# ---------------------------------------------------------------- what is answered
+
+
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as JSON shows it: bodies as JSON where they are, else as text."""
+    shown = {
+        **record,
+        "timestamp": clock.rfc3339(record["at_ms"]),
+        "completed_at": clock.rfc3339(record["completed_at_ms"]),
+    }
+    for name in ("request_body", "response_body"):
+        if name in record:
+            shown[name] = _body(record[name])
+    return {name: shown[name] for name in COLUMNS if name in shown}
+
+
+def _body(data: bytes | None) -> Any:
+    if data is None:
+        return None
+    data = bytes(data)
+    try:
+        return msgspec.Raw(data) if isinstance(msgspec.json.decode(data), (dict, list)) else data.decode("utf-8", "replace")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data.decode("utf-8", "replace")
+
+
+class _JsonList:
+    """An export as one JSON list."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def piece(self, records: list[dict[str, Any]]) -> bytes:
+        """Some more records."""
+        texts = b",\n".join(msgspec.json.encode(_shown(record)) for record in records)
+        lead, self._begun = (b",\n" if self._begun else b"["), True
+        return lead + texts
+
+    def end(self) -> bytes:
+        """What closes it."""
+        return b"]\n" if self._begun else b"[]\n"
+
+
+class _Csv:
+    """An export as a table with a heading."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def piece(self, records: list[dict[str, Any]]) -> bytes:
+        """Some more records."""
+        out = io.StringIO(newline="")
+        writer = csv.writer(out)
+        if not self._begun:
+            writer.writerow(COLUMNS)
+            self._begun = True
+        for record in records:
+            shown = _shown(record)
+            writer.writerow([_cell(shown.get(name)) for name in COLUMNS])
+        return out.getvalue().encode()
+
+    def end(self) -> bytes:
+        """What closes it: the heading where there was no record."""
+        return b"" if self._begun else self.piece([])
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    text = bytes(value).decode("utf-8", "replace") if isinstance(value, msgspec.Raw) else value
+    if not isinstance(text, str):
+        text = msgspec.json.encode(text).decode()
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
+
+
+async def _export(web: Web, filters: Filters, form: "_JsonList | _Csv") -> AsyncIterator[bytes]:
+    """The export piece by piece. Each piece is a question of its own, so that no transaction stays open as long as a slow reader reads."""
+    walk: Callable[..., Any] = queries.next_piece
+    below: int | None = queries.BEYOND
+    while below is not None:
+        before = below
+
+        def question(connection: Any, before: int = before) -> tuple[bytes, int | None]:
+            records, rest = walk(connection, filters, before)
+            return (form.piece(records) if records else b""), rest
+
+        data, below = await web.store.read(question)
+        if data:
+            yield data
+        await trio.lowlevel.checkpoint()
+    yield form.end()
