@@ -27,7 +27,7 @@ from edge.web import WebPass
 from edge.wire import Watch
 from servers import clock
 from servers.access import Access
-from servers.api import admin, agents, fleet, health, keys, managing, models, placement, tasks
+from servers.api import admin, agents, dump, fleet, health, keys, managing, models, placement, tasks
 from servers.api.web import OLLAMA_METHODS, Web, make_app
 from servers.catalogue import read_catalogue
 from servers.driver import Driver
@@ -229,6 +229,6 @@ class Coordinator:
 def make_web_app(web: Web) -> QuartTrio:
     """The web app with all its routes."""
     app = make_app(web)
-    for routes in (agents, fleet, health, admin, keys, placement, managing, models, tasks):
+    for routes in (agents, fleet, health, admin, dump, keys, placement, managing, models, tasks):
         routes.add_routes(app, web)
     return app

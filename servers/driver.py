@@ -5,12 +5,13 @@ Invariants: every call of the router is sync and comes from here; `now` never go
 deadline, never before; a slow sink cannot delay a decision, since sinks are sync and bounded.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, assert_never
 
 import trio
 
+from core.advice import Question
+from core.dump import PLACEMENT, TICK
 from core.events import (
     Accepted,
     Count,
@@ -31,9 +32,7 @@ from core.events import (
 from core.router import Router
 from core.units import AgentId, Instant, RequestId
 from edge.desk import Desk
-
-EVENTS_KEPT: Final = 4096
-"""Applied events that are remembered, for a dump after something went wrong."""
+from servers.tape import Tape
 
 TICK_PAUSE_S: Final = 0.001
 """Shortest time between two ticks, so that a deadline that does not move cannot take the loop."""
@@ -64,7 +63,7 @@ class Driver:
         self._clock = clock
         self._now = Instant(clock())
         self._desks: dict[RequestId, Desk] = {}
-        self._events: deque[tuple[Instant, Event]] = deque(maxlen=EVENTS_KEPT)
+        self.tape = Tape(router)
         self._timer: trio.CancelScope | None = None
         self._armed_for = float("inf")
 
@@ -72,9 +71,16 @@ class Driver:
 
     def apply(self, event: Event) -> list[Effect]:
         """Tell the router; carry out what it wants, leave request effects at their desks, return the rest (the answers to shells)."""
-        router, now = self.router, self._advance()
-        self._events.append((now, event))
-        rest = self._carry_out(router.handle(event, now=now))
+        router, tape, now = self.router, self.tape, self._advance()
+        if tape.due:
+            tape.turn()
+        try:
+            effects = router.handle(event, now=now)
+        except BaseException:
+            tape.add(now, event, None)
+            raise
+        tape.add(now, event, effects)
+        rest = self._carry_out(effects)
         deadline = router.next_deadline()
         if deadline is not None and deadline < self._armed_for:
             self._arm(deadline)
@@ -96,8 +102,13 @@ class Driver:
         return self._advance()
 
     def recent_events(self) -> list[tuple[Instant, Event]]:
-        """The last events that were applied, oldest first, `EVENTS_KEPT` at most."""
-        return list(self._events)
+        """The last events that were applied, oldest first: as far as the tape goes back."""
+        return [(at, what) for at, what, _ in self.tape.steps() if not isinstance(what, str)]
+
+    def placement(self) -> Question:
+        """The router's question for `core.placement`; asking may make it compute speeds anew, so it is on the tape."""
+        self.tape.add(self._advance(), PLACEMENT, [])
+        return self.router.placement()
 
     async def run(self, pulse: Callable[[], Pulse], *, pulse_s: float) -> None:
         """Keep the router's time until cancelled: its deadlines, and a pulse every `pulse_s` seconds."""
@@ -127,7 +138,9 @@ class Driver:
             with trio.CancelScope(deadline=self._armed_for) as self._timer:
                 await trio.sleep_forever()
             self._now = max(self._advance(), Instant(self._armed_for))
-            self._carry_out(self.router.tick(now=self._now))
+            effects = self.router.tick(now=self._now)
+            self.tape.add(self._now, TICK, effects)
+            self._carry_out(effects)
             self._armed_for = max(self._next_deadline(), self._now + TICK_PAUSE_S)
 
     def _next_deadline(self) -> float:

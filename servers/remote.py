@@ -4,6 +4,7 @@ Decides where it is and with which token it is asked; knows no command. Invarian
 escapes or markup; an error is the coordinator's own sentence.
 """
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any, Final
@@ -46,19 +47,33 @@ class Remote:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The answer's JSON, None when it has none. Raises ClickException with the coordinator's own words."""
+        data = self._ask(method, path, body)
+        try:
+            return json.loads(data) if data else None
+        except ValueError:
+            raise self._a_stranger() from None
+
+    def download(self, path: str) -> bytes:
+        """The answer's bytes. Raises ClickException with the coordinator's own words."""
+        return self._ask("GET", path, None)
+
+    def _ask(self, method: str, path: str, body: Any) -> bytes:
         token = self.admin_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             with httpx.Client(timeout=CALL_LIMIT_S, trust_env=False) as client:
                 answer = client.request(method, self.url + path, json=body, headers=headers)
             if answer.is_success:
-                return answer.json() if answer.content else None
+                return answer.content
             problem = answer.json()["error"]
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise click.ClickException(f"no router answers at {self.url} ({error}); give another address with --url") from None
         except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"what answers at {self.url} is not this router; give another address with --url") from None
+            raise self._a_stranger() from None
         raise click.ClickException(str(problem))
+
+    def _a_stranger(self) -> click.ClickException:
+        return click.ClickException(f"what answers at {self.url} is not this router; give another address with --url")
 
     def agent_id(self, named: str) -> str:
         """The id of the agent with this id or name."""

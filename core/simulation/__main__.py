@@ -13,9 +13,10 @@ from timeit import default_timer
 
 import msgspec
 
+from core import dump
 from core.errors import RouterError
 from core.invariants import check
-from core.simulation import script
+from core.simulation import playback, script
 from core.simulation.options import Options, lite, performance, swarm
 from core.simulation.prng import Prng
 from core.simulation.replay import STEPS_MAX, shorten
@@ -55,7 +56,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="calls of the router between two checks of its inside")
     parser.add_argument("--save", type=Path, help="write the script of a failure, shortened, to this file")
     parser.add_argument("--no-shrink", action="store_true", help="leave the script as long as it was")
-    parser.add_argument("--replay", type=Path, help="play this script instead")
+    parser.add_argument("--replay", type=Path, help="play this script, or this dump of a running router, instead")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--lite", action="store_true", help="crashes only")
     kind.add_argument("--performance", action="store_true", help="no faults, a fixed workload: for measuring speed")
@@ -101,6 +102,9 @@ def _command(seed: int, given: argparse.Namespace) -> str:
 
 def _replay(given: argparse.Namespace) -> int:
     try:
+        data = given.replay.read_bytes()
+        if data.startswith(dump.MAGIC):
+            return _play_dump(dump.load(data), given)
         with given.replay.open(encoding="utf-8") as lines:
             played = script.load(lines)
     except (OSError, RouterError, UnicodeError) as error:
@@ -113,6 +117,26 @@ def _replay(given: argparse.Namespace) -> int:
         return _failed(world, verdict, given)
     print(f"PASSED  {verdict.steps} steps, {verdict.settled} requests, digest {verdict.digest}")
     return 0
+
+
+def _play_dump(kept: dump.Dump, given: argparse.Namespace) -> int:
+    """A dump of a running router: does the same come of it?"""
+    print(f"dump of version {kept.version}, made at {kept.made_at}: {len(kept.steps)} steps")
+    played = playback.play(kept, invariants=check)
+    if played.same:
+        print(f"PASSED  {played.steps} steps, the same effects, digest {played.digest}")
+        return 0
+    if played.difference:
+        print(f"the effects are not those of then (digest {played.digest}, then {played.recorded}); the first that differ:")
+        print(played.difference)
+    if played.failure:
+        print(f"CORRECTNESS  {played.failure}")
+        if given.save is not None:
+            if not given.no_shrink:
+                kept = playback.shorten(kept, played, invariants=check)
+            given.save.write_bytes(b"".join(dump.written(kept)))
+            print(f"{len(kept.steps)} of {played.steps} steps written to {given.save}")
+    return Outcome.CORRECTNESS.value
 
 
 if __name__ == "__main__":

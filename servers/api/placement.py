@@ -31,7 +31,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
         async with lock:
             now = web.driver.now()
             if kept is None or now - kept[0] >= KEPT_S:
-                question = web.driver.router.placement()
+                question = web.driver.placement()
                 kept = (now, await trio.to_thread.run_sync(_answered, question))
         return reply(kept[1])
 

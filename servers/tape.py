@@ -1,0 +1,58 @@
+"""What the router was told lately, from a state that is known: enough to play it again exactly.
+
+Decides how far back that goes. Two lengths of tape are kept, each with a snapshot of the router before its first step; when the newer one
+is full, the older one goes. Invariant: played from its snapshot, a tape's steps have the effects that are on it.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from core.dump import Step, frames
+from core.events import Effect, Event
+from core.router import Router
+from core.snapshot import Snapshot, take
+from core.units import Instant
+
+STEPS_PER_LENGTH: Final = 2048
+"""Between two snapshots. One takes 2 ms with 100 nodes of 20 models each (docs/simulation.md), so 1 µs for each step."""
+
+
+class Tape:
+    """Of one router. The owner adds each step when it is done, and turns the tape before a step when it is due."""
+
+    __slots__ = ("_newer", "_older", "_router", "_starts", "due")
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._older: list[Step] = []
+        self._newer: list[Step] = []
+        self._starts: tuple[Snapshot | None, Snapshot | None] = (None, None)
+        """Snapshots before the first step of each length."""
+        self.due = True
+        """Whether to turn before the next step."""
+
+    def add(self, at: Instant, what: Event | str, effects: list[Effect] | None) -> None:
+        """One step was done."""
+        newer = self._newer
+        newer.append((at, what, effects))
+        if len(newer) >= STEPS_PER_LENGTH:
+            self.due = True
+
+    def turn(self) -> None:
+        """Begin a new length with the router as it is."""
+        self._older, self._newer = self._newer, []
+        self._starts = (self._starts[1], take(self._router))
+        self.due = False
+
+    def steps(self) -> list[Step]:
+        """All steps that are kept, the oldest first."""
+        return self._older + self._newer
+
+    def written(self, *, version: str, made_at: str) -> Iterator[bytes]:
+        """The tape as it is now, as a dump's file; each piece is a short step of work."""
+        if self._starts[1] is None:
+            self.turn()
+        older, newer = self._starts
+        start = older or newer
+        assert start is not None, "turned"
+        return frames(start, self.steps(), version=version, made_at=made_at)
