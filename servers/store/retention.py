@@ -4,8 +4,9 @@ Decides how much goes at a time. Invariants: the oldest goes first; a slice dele
 too old as a whole is dropped as a whole.
 """
 
+import sqlite3
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from sqlalchemy import Connection, text
 
@@ -81,5 +82,6 @@ class Retention:
         free: int = connection.execute(text("PRAGMA freelist_count")).scalar_one()
         if free < 10 * VACUUM_PAGES:
             return False
-        connection.exec_driver_sql(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+        driver.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()  # each step of it frees one page
         return True

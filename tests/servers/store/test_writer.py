@@ -41,7 +41,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_what_was_put_is_there_in_order_and_after_a_stop_all_of_it(engine: Engine, writer: Writer) -> None:
-    made = [record() for _ in range(module.BATCH_MAX + 7)]
+    made = [record(NOW + number) for number in range(module.BATCH_MAX + 7)]
     writer.start()
     for one in made:
         writer.put(Ready(one))
@@ -99,7 +99,7 @@ def test_bodies_are_dropped_first_then_records_and_both_are_counted(
 ) -> None:
     monkeypatch.setattr(module, "RECORDS_MAX", 3)
     monkeypatch.setattr(module, "PENDING_MAX_BYTES", 30)
-    made = [record() for _ in range(5)]
+    made = [record(NOW + number) for number in range(5)]
     for one in made:
         writer.put(Ready(one))
     assert (writer.written.bodies_dropped, writer.written.records_dropped) == (2, 2)
@@ -154,7 +154,7 @@ def test_postgresql_may_go_away_and_come_back(databases: Databases, monkeypatch:
     engine = open_engine(database_url(databases.setting("postgresql"), tmp_path))
     writer = Writer(engine, coordinator_id="c")
     writer.start()
-    first, second = record(), record()
+    first, second = record(NOW), record(NOW + 1)
     writer.put(Ready(first))
     until(lambda: ids(engine) == [first.request_id])
     databases.postgres.stop("immediate")
