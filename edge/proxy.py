@@ -194,8 +194,8 @@ class _One:
     """
 
     __slots__ = (
-        "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept", "progress", "proxy",
-        "request_id", "route", "stream", "upstream",
+        "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept", "progress",
+        "proxy", "request_id", "route", "stream", "upstream",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn: ClientConnection, head: RequestHead, route: Route, body: Body, stream: bool, desk: Desk) -> None:
