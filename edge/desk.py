@@ -1,7 +1,8 @@
 """Where the router's effects for one live request are left for the task that serves it.
 
 Decides nothing. `put` is sync, so that a decision made on behalf of another request never waits for this one; the order of effects
-is kept. A `Cut` is not queued: it ends the attempt that is running, and says why.
+is kept. A `Cut` is not queued: it ends the attempt that is running, and says why; one that comes before its attempt has begun is kept
+until then.
 """
 
 from typing import Protocol
@@ -26,20 +27,28 @@ class Attempt(Protocol):
 class Desk:
     """One per live request."""
 
-    __slots__ = ("_answers", "_arrived", "_attempt", "request_id")
+    __slots__ = ("_answers", "_arrived", "_attempt", "_cut", "_to_begin", "request_id")
 
     def __init__(self, request_id: RequestId) -> None:
         self.request_id = request_id
         self._answers: list[Answer] = []
         self._arrived: trio.Event | None = None
         self._attempt: Attempt | None = None
+        self._to_begin = False
+        """Whether an attempt was ordered that has not begun."""
+        self._cut: Cut | None = None
+        """What ends that attempt as soon as it begins."""
 
     def put(self, effect: RequestEffect) -> None:
         """Leave `effect` here; called by the driver."""
         if isinstance(effect, Cut):
             if self._attempt is not None:
                 self._attempt.give_up(effect.reason, effect.unload)
+            elif self._to_begin:
+                self._cut = effect
             return
+        if isinstance(effect, Forward):
+            self._to_begin = True
         self._answers.append(effect)
         if self._arrived is not None:
             self._arrived.set()
@@ -61,8 +70,12 @@ class Desk:
         return self._answers.pop(0)
 
     def begin(self, attempt: Attempt) -> None:
-        """From now on a Cut ends `attempt`."""
+        """From now on a Cut ends `attempt`; one that came since it was ordered does so now."""
         self._attempt = attempt
+        self._to_begin = False
+        if self._cut is not None:
+            cut, self._cut = self._cut, None
+            attempt.give_up(cut.reason, cut.unload)
 
     def end(self) -> None:
         """The attempt is over; a Cut that comes now is about something already known."""

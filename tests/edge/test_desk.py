@@ -5,8 +5,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from core.errors import LocalError
-from core.events import Cut, PassOn, Refuse, Wait
-from core.units import RequestId
+from core.events import Cut, Forward, Lease, PassOn, Refuse, Upstream, Wait
+from core.units import AgentId, LeaseId, RequestId
 from edge.desk import Desk
 
 ID = RequestId("r")
@@ -94,3 +94,24 @@ def test_a_cut_never_ends_the_attempt_before() -> None:
     assert (first.why, second.why) == ([], ["gone"])
     desk.put(Refuse(request_id=ID, status=503, text="busy"))
     assert desk.take_nowait() is not None
+
+
+FORWARD = Forward(
+    request_id=ID,
+    lease=Lease(id=LeaseId("r/1"), request_id=ID, agent_id=AgentId("a"), agent_name="n", upstream=Upstream(host="h", port=1), attempt=1),
+)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_cut_between_the_order_and_the_beginning_ends_the_attempt_as_it_begins(taken: bool) -> None:
+    desk, first, second = Desk(ID), Attempt(), Attempt()
+    desk.put(FORWARD)
+    if taken:
+        assert desk.take_nowait() == FORWARD
+    desk.put(Cut(request_id=ID, reason="gone", unload=("m",)))
+    desk.begin(first)
+    assert (first.why, first.unload) == (["gone"], ("m",))
+    desk.end()
+    desk.put(FORWARD)
+    desk.begin(second)
+    assert second.why == []

@@ -320,6 +320,25 @@ async def test_a_cut_by_the_router_before_the_first_byte_moves_the_request() -> 
         assert (ended.failure, ended.text) == (Failure.VANISHED, "its node is offline")
 
 
+async def test_a_cut_that_comes_before_the_attempt_has_begun_moves_the_request() -> None:
+    async with an_edge() as edge:
+        seen: list[Caller] = []
+
+        async def hangs(caller: Caller) -> None:
+            seen.append(caller)
+            await caller.wait_for_departure()
+
+        first = forward(await edge.node(hangs))
+        edge.router.script = [
+            lambda event: [*first(event), Cut(request_id=event.request_id, reason="its node is offline")],  # type: ignore[union-attr]
+            forward(await edge.node(stream_two), name="two"),
+        ]
+        with trio.fail_after(5.0):
+            answer = await edge.chat()
+        assert answer.headers["x-ollama-node"] == "two"
+        assert not seen
+
+
 async def test_a_cut_may_have_the_node_unload_once_its_connection_is_closed() -> None:
     seen: list[str] = []
 
