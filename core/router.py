@@ -447,7 +447,7 @@ class Router:
             self._look = self._look or changes.touched
         while self._look:  # who is sent or answered in a look may make another one worth while; each time somebody fewer waits
             self._look = False
-            if len(self._queue):
+            if len(self._queue) or self._dispatcher.has_barriers:  # barriers fall with the last one who waited
                 self._dispatcher.look(effects, now=now)
                 self._look, self._dispatcher.stirred = self._dispatcher.stirred, False
 

@@ -401,7 +401,7 @@ class Checkers:
         waiting = self._waiting_count
         _demand(statistics.waiting == waiting, "R1", f"{waiting} requests wait, shown are {statistics.waiting}")
         if waiting:
-            listed = [view.request_id for view in self._router.waiting()]
+            listed = dict.fromkeys(view.request_id for view in self._router.waiting())
             lost = [name for line in self._waiting.values() for name in line if name not in listed]
             _demand(len(listed) == waiting and not lost, "R1", f"the waiting line leaves out {lost}")
             self._nobody_waits_for_nothing(now)

@@ -17,7 +17,9 @@ COMMANDS: Final = ("drain", "connect", "disconnect", "disconnect_now", "delete",
 """What admins order; the healing ones twice as often."""
 FAILINGS: Final = ("refuse_500", "refuse_503", "cut", "empty", "died", "load_error")
 KEEP_ALIVES_S: Final = (0.0, 5.0, 60.0)
-"""Not for ever: a load whose victim is kept for ever waits for ever, on a real Ollama too."""
+FOR_EVER_S: Final = -1.0
+"""Drawn where the router makes room itself (`auto`). The other strategies leave that to the nodes, and a real Ollama lets a load wait for
+ever whose busy victim is told to stay for ever while it is waited for."""
 _RARE: Final = Ratio(1, 25)
 _OFTEN: Final = Ratio(1, 2)
 _THIRD: Final = Ratio(1, 3)
@@ -44,6 +46,7 @@ def ask(number: int, options: Options, prng: Prng) -> script.Ask:
     """A request, most of them ordinary."""
     kind = prng.pick(("embed", "load", "unload", "show", "unreadable")) if prng.chance(_RARE) else "chat"
     odd = prng.chance(_RARE)
+    keep_alives_s = (*KEEP_ALIVES_S, FOR_EVER_S) if options.config.strategy == "auto" else KEEP_ALIVES_S
     return script.Ask(
         request=number,
         client=prng.below(options.clients),
@@ -53,7 +56,7 @@ def ask(number: int, options: Options, prng: Prng) -> script.Ask:
         patience_s=options.patience_s * prng.between(50, 200) / 100,
         stream=not prng.chance(_THIRD),
         num_ctx=prng.pick((2048, 8192)) if prng.chance(_RARE) else None,
-        keep_alive_s=prng.pick(KEEP_ALIVES_S) if prng.chance(_RARE) else None,
+        keep_alive_s=prng.pick(keep_alives_s) if prng.chance(_RARE) else None,
         conversation=prng.below(20) if prng.chance(_THIRD) else None,
         kind=kind,
         spelling=prng.below(4),

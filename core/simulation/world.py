@@ -37,8 +37,8 @@ from core.simulation.prng import Prng, Ratio
 from core.simulation.script import Action, Heal, Script, Timed
 from core.units import AgentId, Instant
 
-REST_S: Final = 3600.0
-"""Virtual seconds within which everything must have come to rest after `Heal`."""
+REST_S: Final = 4 * 3600.0
+"""Virtual seconds within which everything must have come to rest after `Heal`: hundreds of requests may lie at a slow node by then."""
 JUDGE_S: Final = 1.0
 """How often that is looked at."""
 TAIL_S: Final = 60.0

@@ -92,6 +92,18 @@ def test_the_barrier_falls_with_the_request_that_wanted_it(fleet: Fleet) -> None
     assert node_of(effects, "h2") == "a"
 
 
+def test_the_barrier_falls_with_the_last_one_who_waited(fleet: Fleet) -> None:
+    fleet.node("a", HOT, slots=4, memory_gib=8)
+    fleet.ask("h1", HOT)
+    fleet.first("h1")
+    fleet.ask("r", NEW)
+    fleet.settle("r", Ending.CANCELLED)
+    assert node_of(fleet.ask("h2", HOT), "h2") == "a"
+    fleet.settle("h1")
+    fleet.settle("h2")
+    assert node_of(fleet.ask("r2", NEW), "r2") == "a"
+
+
 def test_a_second_cold_request_waits_for_the_first(fleet: Fleet) -> None:
     fleet.node("a", HOT, slots=4, memory_gib=8)
     fleet.ask("h1", HOT)

@@ -2,8 +2,9 @@
 
 from itertools import islice
 
+from core.config import RouterConfig
 from core.simulation import script
-from core.simulation.fate import draw, trouble
+from core.simulation.fate import FOR_EVER_S, KEEP_ALIVES_S, draw, trouble
 from core.simulation.options import TROUBLES, Options, lite, performance, swarm
 from core.simulation.prng import Prng
 
@@ -37,3 +38,11 @@ def test_every_kind_of_trouble_does_something_of_its_own() -> None:
 def test_lite_only_crashes() -> None:
     actions = [timed.do for seed in range(10) for timed in islice(draw(lite(Prng(seed)), Prng(seed)), 300)]
     assert {type(action) for action in actions} == {script.Ask, script.Crash, script.OllamaDeath, script.Restart}
+
+
+def test_models_are_kept_for_ever_only_where_the_router_makes_room() -> None:
+    for name in ("auto", "metrics"):
+        options = Options(config=RouterConfig(strategy=name))
+        kept = {timed.do.keep_alive_s for timed in islice(draw(options, Prng(1)), 3000) if isinstance(timed.do, script.Ask)}
+        assert (FOR_EVER_S in kept) is (name == "auto")
+        assert kept >= set(KEEP_ALIVES_S)

@@ -27,7 +27,7 @@ def failing(outcome: Outcome, make: Any) -> tuple[World, Verdict]:
     """The first drawn world that fails so."""
     for seed in range(50):
         world = drawn(seed, make_router=make)
-        verdict = world.run(800)
+        verdict = world.run(1500)
         if verdict.outcome is outcome:
             return world, verdict
     raise AssertionError("a known-bad router was not caught")
