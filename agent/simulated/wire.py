@@ -7,6 +7,7 @@ Invariants: nothing is written before the first body byte of an answer is there;
 the request in work at once.
 """
 
+import re
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ LENGTH_LIMIT: Final = 2048
 """Larger answers are chunked."""
 PIPELINED: Final = 4
 LINGER_S: Final = 0.5
+ABSOLUTE: Final = re.compile(rb"(?i)^https?://[^/?]*")
+"""What a proxy's client puts before the path."""
 REASONS: Final = {
     200: b"OK", 201: b"Created",
     204: b"No Content", 301: b"Moved Permanently", 307: b"Temporary Redirect", 400: b"Bad Request", 401: b"Unauthorized",
@@ -48,7 +51,8 @@ class Request:
     def __init__(self, method: str, target: bytes, headers: list[Header], *, http10: bool, keep_alive: bool) -> None:
         self.method = method
         self.target = target
-        self.path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace")
+        origin_form = ABSOLUTE.sub(b"", target) or b"/"
+        self.path = unquote_to_bytes(origin_form.partition(b"?")[0]).decode("utf-8", "replace")
         self.headers = headers
         self.fields = {name.lower(): value for name, value in headers}
         self.http10 = http10
@@ -57,6 +61,14 @@ class Request:
         self.truncated = False  # the client stopped sending before the end of the body
         self.noted = False  # what whoever was asked about the body found when the head came
         self.unread = False  # nobody wants the body: the answer is final, and the connection good for nothing more
+
+    @property
+    def host_trouble(self) -> bytes | None:
+        """What is wrong with its `Host`, as the status line of the refusal."""
+        hosts = sum(name.lower() == b"host" for name, _ in self.headers)
+        if hosts > 1:
+            return b"400 Bad Request"
+        return None if hosts or self.http10 else b"400 Bad Request: missing required Host header"
 
 
 class _Parser:
@@ -113,6 +125,10 @@ class _Parser:
             self.ready.append(self._request)
             self._request = None
 
+    def resume(self) -> None:
+        """Read on with what follows a request for another protocol."""
+        self.http = httptools.HttpRequestParser(self)
+
     def cut_off(self) -> Request | None:
         """The request whose body did not come to its end."""
         if self._request is not None:
@@ -139,11 +155,17 @@ class Connection:
         async with self._send_requests:
             try:
                 while data := await self._sock.recv(RECEIVE_BYTES):
-                    parser.http.feed_data(data)
+                    try:
+                        parser.http.feed_data(data)
+                    except httptools.HttpParserUpgrade:  # to HTTP/2, say: Ollama goes on as if it had not been asked
+                        parser.resume()
                     if parser.expecting:
                         await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
                         parser.expecting = False
                     for request in parser.ready:
+                        if (wrong := request.host_trouble) is not None:
+                            await self._refuse(wrong)
+                            return
                         await self._send_requests.send(request)
                     parser.ready.clear()
                     if parser.stopped:
@@ -152,8 +174,6 @@ class Connection:
                 if (cut := parser.cut_off()) is not None:
                     await self._send_requests.send(cut)
                     return
-            except httptools.HttpParserUpgrade:
-                pass
             except httptools.HttpParserError:
                 await self._refuse(b"400 Bad Request")
             except (OSError, trio.ClosedResourceError, trio.BrokenResourceError, ConnectionOver):

@@ -41,7 +41,8 @@ ELSEWHERE = {
     "pull, push": "`tests/agent/test_simulated_transfer.py`, line by line in virtual time",
     "plain": "`tests/agent/test_simulated_recorded.py`",
     "fail, load, runner, faults, term, leak, disk, startup": "a runner, a disk or a server is broken by hand: here these are faults",
-    "http, plainB": "framing that no client sends, and what models of other files show: not compared",
+    "http": "`tests/agent/test_simulated_http.py`, with its exceptions",
+    "plainB": "what models of other files show: not compared",
     "sched, cancel": "times: `core/simulation/node.py` and its tests",
 }
 
