@@ -20,7 +20,7 @@ BUSY_S: Final = 0.02
 """Between two slices when more is to go."""
 IDLE_S: Final = 30.0
 """Between two looks when there is nothing to do."""
-VACUUM_PAGES: Final = 400
+VACUUM_PAGES: Final = 200
 """Pages that SQLite gives back to the system in one slice."""
 
 
@@ -83,5 +83,6 @@ class Retention:
         if free < 10 * VACUUM_PAGES:
             return False
         driver = cast("sqlite3.Connection", connection.connection.driver_connection)
-        driver.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()  # each step of it frees one page
+        for _ in range(VACUUM_PAGES):
+            driver.execute("PRAGMA incremental_vacuum(1)")  # Python takes one step of it, which frees one page
         return True
