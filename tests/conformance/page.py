@@ -34,10 +34,10 @@ on its node within the test's patience, nothing counts against the node, and not
 BROKEN = """
 ## Streams that break
 
-What a client tells its user when a node fails in mid-answer: behind the router, and at a node directly. *Nothing* means that it takes
-the shortened answer for a whole one. A *cut* connection is a node that dies; *end without a last line* is how Ollama itself ends many
-failed answers; *node's own error* is an error that the node tells in the protocol's own way. On `/v1` Ollama tells none, which is why
-the router does.
+What a client tells its user when a node fails in mid-answer: behind the router by name, and at a node directly. *Nothing* means that it
+takes the shortened answer for a whole one. A *cut* connection is a node that dies, between two lines unless it says otherwise; *end
+without a last line* is how Ollama itself ends many failed answers; *node's own error* is an error that the node tells in the protocol's
+own way. On `/v1` Ollama tells none, which is why the router does.
 """
 
 SEQUENCES = """
@@ -79,7 +79,7 @@ def _matrix(found: dict[Case, Outcome]) -> str:
         clients = _clients_of(cases)
         whats = sorted(dict.fromkeys(case.what for case in cases), key=LEAVES.__contains__)
         rows = [[what, *(_verdict(found.get(Case(client.name, route, what))) for client in clients)] for what in whats]
-        parts.append(f"\n### `{route}`\n\n" + table(["", *(client.title for client in clients)], rows))
+        parts.append(f"\n### `{route}`\n\n" + table(["what", *(client.title for client in clients)], rows))
     return "".join(parts)
 
 
@@ -88,13 +88,10 @@ def _broken(found: dict[Case, Outcome]) -> str:
     titles = {client.name: client.title for client in CLIENTS}
     rows = []
     for case in cases:
-        said = [_quoted(text) for text in (found[case].said, found[case].said_directly)]
-        rows.append([titles[case.client], f"`{case.route}`", case.what, FAILS if found[case].problem else said[0], said[1]])
+        outcome = found[case]
+        said = FAILS if outcome.problem else f"`{outcome.said}`" if outcome.said else SILENT
+        rows.append([titles[case.client], f"`{case.route}`", case.what, said, "an error" if outcome.said_directly else SILENT])
     return "\n" + table(["client", "route", "what happens", "behind the router", "at a node"], rows)
-
-
-def _quoted(text: str) -> str:
-    return f"`{text}`" if text else SILENT
 
 
 def _sequences() -> str:
@@ -107,7 +104,7 @@ def _sequences() -> str:
 
 
 def _items() -> str:
-    return table(["", ""], [[text, FAILS if checked()[text] else FINE] for text in CHECKLIST])
+    return table(["item", ""], [[text, FAILS if checked()[text] else FINE] for text in CHECKLIST])
 
 
 def written() -> str:

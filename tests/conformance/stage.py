@@ -32,7 +32,10 @@ HUGE_BYTES = 8_000_000
 """The longest line that the `ollama` command reads."""
 NODES_ERROR = "node's own error"
 """The node says that it failed, in the protocol's own way, and that passes as it is: who skips it there skips it here."""
-BREAKS = ("connection cut", "connection cut, whole", "connection cut, helper", "end without a last line", NODES_ERROR)
+BREAKS = (
+    "connection cut", "connection cut inside a line", "connection cut, whole", "connection cut, helper", "end without a last line",
+    NODES_ERROR,
+)  # fmt: skip
 """Cases in which the node fails, which the client must notice."""
 LEAVES = ("client leaves", "client leaves before the first token", "cancelled task leaves")
 REFUSED = "refused"
@@ -70,7 +73,8 @@ def simulated_node(name: str) -> SimulatedOllama:
     registry = Registry([COMMON["published"]], bytes_s=REGISTRY_BYTES_S)
     quick = {"slots": 4, "load_s": 0.01, "prompt_cache": False, "max_loaded": len(models)}
     node = SimulatedOllama(name=name, models=models, registry=registry, **quick)
-    node.faults.add(Fault(kind="cut", model=MODELS["cut"], after_tokens=3))
+    node.faults.add(Fault(kind="close", model=MODELS["cut"], after_tokens=3))
+    node.faults.add(Fault(kind="cut", model=MODELS["torn"], after_tokens=3))
     node.faults.add(Fault(kind="end", model=MODELS["mute"], after_tokens=3))
     node.faults.add(Fault(kind="error", model=MODELS["broken"], after_tokens=3))
     node.faults.add(Fault(kind="huge", model=MODELS["huge"], after_tokens=3, size_bytes=HUGE_BYTES))
@@ -168,7 +172,7 @@ def _wrong_refusal(value: Any) -> str:
 
 def _told(value: Any) -> str:
     """The name of what a client noticed."""
-    return str(value.get("noticed") or value.get("error")) if isinstance(value, dict) else ""
+    return str(value.get("noticed") or value.get("error") or "") if isinstance(value, dict) else ""
 
 
 @asynccontextmanager

@@ -52,6 +52,7 @@ declare("/v1/messages", "client leaves", (url) => leave(() => asks(url, MODELS.s
 declare("/v1/messages", "client leaves before the first token", (url) =>
   refused(() => at(url, { timeout: 300 }).messages.create({ model: MODELS.late, messages: HELLO, max_tokens: 9 })));
 declare("/v1/messages", "connection cut", (url) => noticed(() => asks(url, MODELS.cut, HELLO, { stream: true })));
+declare("/v1/messages", "connection cut inside a line", (url) => noticed(() => asks(url, MODELS.torn, HELLO, { stream: true })));
 declare("/v1/messages", "connection cut, whole", (url) => refused(() => asks(url, MODELS.cut)));
 declare("/v1/messages", "connection cut, helper", (url) =>
   refused(() => at(url).messages.stream({ model: MODELS.cut, messages: HELLO, max_tokens: 200 }).finalMessage()));

@@ -127,6 +127,11 @@ def cut(url: str) -> Any:
     return noticed(lambda: asks(url, MODELS["cut"], stream=True))
 
 
+@case("/v1/messages", "connection cut inside a line")
+def torn(url: str) -> Any:
+    return noticed(lambda: asks(url, MODELS["torn"], stream=True))
+
+
 @case("/v1/messages", "connection cut, whole")
 def cut_whole(url: str) -> Any:
     return noticed(lambda: asks(url, MODELS["cut"]))

@@ -65,6 +65,8 @@ declare("/api/chat", "client leaves before the first token", async (url) => {
   return (await refused(() => client.chat({ model: MODELS.late, messages: HELLO }))).error;
 });
 declare("/api/chat", "connection cut", (url) => noticed(() => at(url).chat({ model: MODELS.cut, messages: HELLO, stream: true })));
+declare("/api/chat", "connection cut inside a line", (url) =>
+  noticed(() => at(url).chat({ model: MODELS.torn, messages: HELLO, stream: true })));
 declare("/api/chat", "connection cut, whole", (url) => refused(() => at(url).chat({ model: MODELS.cut, messages: HELLO })));
 declare("/api/chat", "end without a last line", (url) =>
   noticed(() => at(url).chat({ model: MODELS.mute, messages: HELLO, stream: true })));

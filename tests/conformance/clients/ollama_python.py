@@ -141,6 +141,11 @@ def chat_cut(url: str) -> Any:
     return noticed(lambda: Client(url).chat(MODELS["cut"], HELLO, stream=True))
 
 
+@case("/api/chat", "connection cut inside a line")
+def chat_torn(url: str) -> Any:
+    return noticed(lambda: Client(url).chat(MODELS["torn"], HELLO, stream=True))
+
+
 @case("/api/chat", "connection cut, whole")
 def chat_cut_whole(url: str) -> Any:
     return noticed(lambda: Client(url).chat(MODELS["cut"], HELLO))

@@ -54,6 +54,7 @@ declare("/v1/chat/completions", "client leaves", (url) => leave(() => chats(url,
 declare("/v1/chat/completions", "client leaves before the first token", (url) =>
   refused(() => at(url, { timeout: 300 }).chat.completions.create({ model: MODELS.late, messages: HELLO })));
 declare("/v1/chat/completions", "connection cut", (url) => noticed(() => chats(url, MODELS.cut, HELLO, { stream: true })));
+declare("/v1/chat/completions", "connection cut inside a line", (url) => noticed(() => chats(url, MODELS.torn, HELLO, { stream: true })));
 declare("/v1/chat/completions", "connection cut, whole", (url) => refused(() => chats(url, MODELS.cut, HELLO)));
 declare("/v1/chat/completions", "end without a last line", (url) => noticed(() => chats(url, MODELS.mute, HELLO, { stream: true })));
 declare("/v1/chat/completions", "node's own error", (url) => noticed(() => chats(url, MODELS.broken, HELLO, { stream: true })));

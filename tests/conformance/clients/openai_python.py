@@ -133,6 +133,11 @@ def chat_cut(url: str) -> Any:
     return noticed(lambda: chats(url, MODELS["cut"], stream=True))
 
 
+@case("/v1/chat/completions", "connection cut inside a line")
+def chat_torn(url: str) -> Any:
+    return noticed(lambda: chats(url, MODELS["torn"], stream=True))
+
+
 @case("/v1/chat/completions", "connection cut, whole")
 def chat_cut_whole(url: str) -> Any:
     return noticed(lambda: chats(url, MODELS["cut"]))

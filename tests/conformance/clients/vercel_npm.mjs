@@ -67,6 +67,7 @@ declare("/api/chat", "client leaves", async (url) => {
 declare("/api/chat", "client leaves before the first token", (url) =>
   refused(() => whole(url, MODELS.late, { abortSignal: AbortSignal.timeout(300) })));
 declare("/api/chat", "connection cut", (url) => noticed(() => parts(url, MODELS.cut), failed));
+declare("/api/chat", "connection cut inside a line", (url) => noticed(() => parts(url, MODELS.torn), failed));
 declare("/api/chat", "connection cut, whole", (url) => refused(() => whole(url, MODELS.cut)));
 declare("/api/chat", "end without a last line", (url) => noticed(() => parts(url, MODELS.mute), failed));
 declare("/api/chat", "node's own error", (url) => noticed(() => parts(url, MODELS.broken), failed));
