@@ -129,6 +129,8 @@ class RequestCame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Empty prompt: Ollama only loads (or unloads) the model."""
     unload: bool = False
     """`load_only` with `keep_alive` 0."""
+    others: tuple[str, ...] = ()
+    """Models that will do as well, in this order, when no ready node holds `model` (an alias was asked for)."""
     excluded: tuple[AgentId, ...] = ()
     """Nodes that were tried already, by an edge that asks anew (nginx)."""
 
@@ -165,13 +167,18 @@ class Failure(_Word):
 
 
 class AttemptEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The current attempt failed before the client saw a byte. Releases its lease."""
+    """The current attempt failed before the client saw a byte (but see `resume`). Releases its lease."""
 
     request_id: RequestId
     failure: Failure
     status: int = 0
     text: str = ""
     """The node's error text, or the failure in words (4 KB at most)."""
+    resume: bool = False
+    """The client has seen bytes of it, and would see the rest of another node's answer as this one's. Once per request; the next
+    FirstByte is that of the rest."""
+    thinks_unasked: bool = False
+    """With `resume`: the request does not say that the model shall not think."""
     repeat_guard: bool = False
     """INCOMPLETE that ends in the repeat guard's equal tokens: the node is healthy."""
 
@@ -301,6 +308,8 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lease: Lease
     unload: tuple[str, ...] = ()
     """Models that this node is to unload first: without that it would choose itself which one goes, or wait for a busy one."""
+    model: str | None = None
+    """The model to name to the node: the request has turned from the one it came for to one of its `others`."""
     raise_context: int | None = None
     """The context length to put into the request in place of its own `num_ctx`, so that the node need not load the model anew."""
 

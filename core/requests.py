@@ -86,6 +86,10 @@ class Request(msgspec.Struct, gc=False):
     """Models that the node that was just chosen has to unload for it."""
     barred: dict[str, str] = {}
     """Nodes that the last decision passed over, by name, and why."""
+    renamed: str | None = None
+    """The model that it has turned to, in the operator's spelling; None: the one it came for."""
+    resumed: bool = False
+    """Whether its client already has the beginning of an answer, whose node failed, and shall get the rest from another one."""
     held: bool = False
     """Whether it was held back to spare a runner with other options."""
     leaks: int = 0

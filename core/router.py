@@ -6,7 +6,7 @@ part of the core each event concerns; where a request goes is `core.dispatch`'s 
 
 Invariants (numbers as in `core.invariants`):
 * R1, R2: a request is waiting, on a node, or answered, until it is settled once; then it is forgotten. Late reports change nothing.
-* R4: no attempt begins after a first byte.
+* R4: no attempt begins after a first byte, but one that its shell asks for to resume the answer.
 * R13: `now` never goes back; after `tick(now)`, `next_deadline()` is None or later; a second `tick` at the same time returns nothing.
 * Deadlines that have passed come into force before an event is looked at, also when nobody called `tick`.
 """
@@ -51,6 +51,7 @@ from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
 from core.requests import Phase, Request, begin, cloud_off, expected_output
 from core.runner_options import canonical
+from core.resume import thinks
 from core.scoring import Ask, strategy
 from core.units import NEVER, AgentId, Instant, RequestId
 from core.views import AgentView, EjectionView, Explanation, Statistics, WaitingView
@@ -286,7 +287,8 @@ class Router:
     def _delivered(self, request: Request, agent: Agent, now: Instant) -> None:
         """A node gave the beginning of a good answer."""
         request.phase = _STREAMING
-        request.first_byte_at = now
+        if request.first_byte_at is None:
+            request.first_byte_at = now
         if not self._health.quiet:
             self._health.delivered(agent.id, request.key, request.id)
             self._look = True
@@ -303,7 +305,8 @@ class Router:
         if request is None or request.phase is Phase.ANSWERED:
             effects.append(Count(name="late_reports_total", labels={"kind": "attempt ended"}))
             return
-        if request.phase is not Phase.TRYING or request.agent is None:
+        resumes = event.resume and request.phase is _STREAMING and not request.resumed
+        if not (request.phase is _TRYING or resumes) or request.agent is None:
             raise LocalError(f"request {event.request_id} is {request.phase.value}: no attempt of it can have failed")
         verdict = classify(event.failure, status=event.status, text=event.text, repeat_guard=event.repeat_guard)
         request.failed, request.verdict = event, verdict
@@ -321,10 +324,26 @@ class Router:
         if verdict.cannot:
             request.refused_by.append(request.agent)
         request.spent += verdict.cost is Cost.BUDGETED and not hung
-        if verdict.cost is Cost.FINAL or request.spent > self._config.retries_budgeted:
+        if resumes:
+            request.resumed = True
+            self._tell_resume(request, request.agent, event, effects)
+        in_doubt = resumes and event.thinks_unasked and thinks(request.agent.inventory.installed_rows, request.key)
+        if verdict.cost is Cost.FINAL or request.spent > self._config.retries_budgeted or in_doubt:
             self._dispatcher.give_up(request, effects, now=now)
         else:
             self._dispatcher.place(request, effects, now=now)
+
+    def _tell_resume(self, request: Request, agent: Agent, event: AttemptEnded, effects: list[Effect]) -> None:
+        """The rest of a begun answer is asked of another node."""
+        fields = {
+            "agent_id": agent.id,
+            "agent": agent.name,
+            "model": request.came.model,
+            "request_id": request.id,
+            "why": event.text[:WHY_MAX],
+        }
+        effects.append(Note(level="warning", event="the rest of an answer is asked of another node", fields=fields))
+        effects.append(Count(name="resumes_total", labels={"agent": agent.name}))
 
     def _settled(self, event: Settled, effects: list[Effect], now: Instant) -> None:
         request = self._requests.pop(event.request_id, None)
@@ -370,7 +389,7 @@ class Router:
             for ejection in self._health.failed(refused_by.id, key, Fault.MODEL, why, request_id=request.id, now=now):
                 self._tell(ejection, refused_by.name, effects)
         run, came = request.ask.key, request.came
-        if run is None:
+        if run is None or request.resumed:  # half an answer teaches nothing
             return
         if came.unload:
             agent.inventory.saw_unloaded(run, now=now)
