@@ -202,6 +202,13 @@ def recorded_models() -> tuple[SimulatedModel, ...]:
         small("tiny", "c7084452b8c8c83842ff701f6d8e35a07e2a1bd7590222b6772c987d53a17ef2", "2026-11-22T12:24:38.107310401Z"),
         small("tiny2", "54e2d03037b8441ce930056de3e2bdbef5ecd1ae4d917418e2b79009592ff553", "2026-11-22T12:24:38.142482791Z"),
         small("embed", "e3686e30c72d22c5adb73b07e7bd1b92ad6f1e67997011bbe98b40c244ec9791", "2026-11-22T12:24:38.169302132Z", "embedding"),
+        msgspec.structs.replace(
+            small("nano", "329ff10f5718c12c0313ae022110a998c20bb36b06d8d712ac7468d3bd8a1858", "2026-11-22T12:32:54.897623376Z"),
+            size_bytes=71_200,
+            parameter_size="31K",
+            context_length=2048,
+            embedding_length=32,
+        ),
         scripted("plain"),
         scripted("coder", "tools"),
         scripted("thinker", "tools", "thinking"),
