@@ -1,10 +1,10 @@
 """The fleet as one Ollama: `/`, versions, lists of models (`ollama-wire.md` 1 and 3.1).
 
-Decides nothing about rows (`core.fleet` does); keeps the last merge as long as no node's lists changed. Invariant: a list is answered
-from what nodes said last, so a dead node cannot delay it.
+Decides nothing about rows (`core.fleet` does); keeps what was merged, and merges anew only what changed. Invariants: a list is answered
+from what nodes said last, so a dead node cannot delay it; no step of merging or writing takes 2 ms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
@@ -12,13 +12,16 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from core import fleet
-from core.fleet import NodeInventory
+from core.fleet import NodeInventory, Row
+from core.units import ModelKey
 from edge.headers import go_json
 from servers.access import Area
 from servers.api.web import Web, guarded, ollama_json
 
-MERGE_INLINE_ROWS: Final = 500
-"""Longer lists are merged in a worker thread, so that the loop never stands still for 2 ms."""
+MERGE_INLINE_ROWS: Final = 300
+"""More rows of loaded models are merged in a worker thread, so that the loop never stands still for 2 ms."""
+WRITE_ROWS: Final = 50
+"""Rows that are written in one step."""
 
 FIRST_VERSION: Final = "0.0.0"
 """Before any node told its version."""
@@ -26,9 +29,7 @@ FIRST_VERSION: Final = "0.0.0"
 
 def add_routes(app: QuartTrio, web: Web) -> None:
     """Ollama's routes that no single node answers."""
-    tags = _Merged(lambda nodes: {"models": fleet.merged_tags(nodes)})
-    loaded = _Merged(lambda nodes: {"models": fleet.merged_ps(nodes)})
-    v1_models = _Merged(lambda nodes: {"object": "list", "data": fleet.merged_v1_models(nodes)})
+    lists = _Lists(web.driver.router.inventories)
     version = [FIRST_VERSION]
 
     @app.get("/")
@@ -49,46 +50,77 @@ def add_routes(app: QuartTrio, web: Web) -> None:
     @app.get("/api/tags")
     @guarded(web, Area.INFERENCE)
     async def list_tags() -> Response:
-        return Response(await tags.of(web.driver.router.inventories()), content_type="application/json; charset=utf-8")
+        return Response(await lists.tags(), content_type="application/json; charset=utf-8")
 
     @app.get("/api/ps")
     @guarded(web, Area.INFERENCE)
     async def list_loaded() -> Response:
-        return Response(await loaded.of(web.driver.router.inventories()), content_type="application/json; charset=utf-8")
+        return Response(await lists.loaded(), content_type="application/json; charset=utf-8")
 
     @app.get("/v1/models")
     @guarded(web, Area.INFERENCE)
     async def list_v1_models() -> Response:
-        return Response(await v1_models.of(web.driver.router.inventories()) + b"\n", content_type="application/json")
+        return Response(await lists.v1_models(), content_type="application/json")
 
 
-class _Merged:
-    """One merged list, as bytes, made anew only when a node's lists changed."""
+class _Lists:
+    """The fleet's lists as bytes. What changed is merged and written anew, a step at a time, by the first who asks; nothing else is."""
 
-    def __init__(self, merge: Callable[[Sequence[NodeInventory]], dict[str, Any]]) -> None:
-        self._merge = merge
-        self._nodes: list[NodeInventory] | None = None
-        self._bytes = b""
+    def __init__(self, nodes: Callable[[], list[NodeInventory]]) -> None:
+        self._nodes = nodes
+        self._index = fleet.TagsIndex()
+        self._lock = trio.Lock()
+        self._written: dict[ModelKey, tuple[Row, bytes, bytes]] = {}
+        self._tags = b'{"models":[]}'
+        self._v1_models = _NO_V1_MODELS
+        self._loaded_of: list[Any] = []
+        self._loaded = b'{"models":[]}'
 
-    async def of(self, nodes: list[NodeInventory]) -> bytes:
-        """The list that `nodes` make."""
-        if self._nodes is None or not _same(nodes, self._nodes):
-            rows = sum(len(node.installed) + len(node.loaded) for node in nodes)
-            if rows > MERGE_INLINE_ROWS:
-                data = await trio.to_thread.run_sync(self._encoded, nodes)
+    async def tags(self) -> bytes:
+        """`/api/tags`."""
+        await self._refresh()
+        return self._tags
+
+    async def v1_models(self) -> bytes:
+        """`/v1/models`."""
+        await self._refresh()
+        return self._v1_models
+
+    async def loaded(self) -> bytes:
+        """`/api/ps`."""
+        nodes = await self._refresh()
+        lists = [node.loaded for node in nodes if node.ready and node.loaded]
+        if len(lists) != len(self._loaded_of) or any(one is not other for one, other in zip(lists, self._loaded_of, strict=True)):
+            canonical = self._index.canonical
+            if sum(map(len, lists)) > MERGE_INLINE_ROWS:
+                rows = await trio.to_thread.run_sync(fleet.merged_ps, nodes, canonical.copy())
             else:
-                data = self._encoded(nodes)
-            self._nodes, self._bytes = nodes, data
-            return data
-        return self._bytes
+                rows = fleet.merged_ps(nodes, canonical)
+            self._loaded_of, self._loaded = lists, go_json({"models": rows})
+        return self._loaded
 
-    def _encoded(self, nodes: list[NodeInventory]) -> bytes:
-        return go_json(self._merge(nodes))
+    async def _refresh(self) -> list[NodeInventory]:
+        """Merge what changed. Whoever comes meanwhile waits for it: some milliseconds, however many nodes hang."""
+        nodes = self._nodes()
+        if self._index.differs(nodes):
+            async with self._lock:
+                nodes = self._nodes()
+                for _ in self._index.update(nodes):
+                    await trio.lowlevel.checkpoint()
+                await self._write()
+        return nodes
+
+    async def _write(self) -> None:
+        rows, written = self._index.rows, {}
+        for number, (key, row) in enumerate(rows, 1):
+            known = self._written.get(key)
+            written[key] = known if known is not None and known[0] is row else (row, go_json(row), go_json(fleet.v1_model(row)))
+            if number % WRITE_ROWS == 0:
+                await trio.lowlevel.checkpoint()
+        self._written = written
+        self._tags = b'{"models":[%b]}' % b",".join([tags for _, tags, _ in written.values()])
+        data = b",".join([v1 for _, _, v1 in written.values()])
+        self._v1_models = b'{"object":"list","data":[%b]}\n' % data if rows else _NO_V1_MODELS
 
 
-def _same(these: list[NodeInventory], those: list[NodeInventory]) -> bool:
-    """Whether two snapshots hold the very same lists (the core replaces lists, it never changes one)."""
-    return len(these) == len(those) and all(
-        this.agent_id == that.agent_id and this.ready == that.ready and this.installed is that.installed and this.loaded is that.loaded
-        for this, that in zip(these, those, strict=True)
-    )
+_NO_V1_MODELS: Final = b'{"object":"list","data":null}\n'

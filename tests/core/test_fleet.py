@@ -108,7 +108,16 @@ def test_bare_names_of_older_agents_count() -> None:
 
 
 def test_nonsense_from_a_node_is_left_out() -> None:
-    rows = [None, 7, {}, {"name": 5}, {"name": "not a name"}, {"name": None, "model": "by-model"}, [], row("good", modified_at="yesterday")]
+    rows: list[Any] = [
+        None,
+        7,
+        {},
+        {"name": 5},
+        {"name": "not a name"},
+        {"name": None, "model": "by-model"},
+        [],
+        row("good", modified_at="yesterday"),
+    ]
     nodes = [node("a", rows, rows), node("b", [row("good", digest=9, modified_at=3)])]  # type: ignore[arg-type]
     assert {found.get("name") or found["model"] for found in fleet.merged_tags(nodes)} == {"good", "by-model"}
     assert len(fleet.merged_ps(nodes)) == 2
@@ -230,3 +239,40 @@ def test_drift_names_exactly_the_names_with_two_digests(nodes: list[NodeInventor
         assert len({digest for _, digest in drift.digests}) > 1
         assert drift.canonical in {digest for _, digest in drift.digests}
         assert len({agent_id for agent_id, _ in drift.digests}) == len(drift.digests)
+
+
+# ---------------------------------------------------------------- kept up to date in steps
+
+HOLDINGS = st.lists(
+    st.sampled_from([row("x"), row("x", "d2"), row("y", modified_at="2020-01-01T00:00:00Z"), row("z:cloud"), "bare", {"name": 5}])
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), HOLDINGS, st.booleans(), st.integers(0, 3)), max_size=8))
+def test_the_index_shows_what_a_merge_from_nothing_shows_also_after_updates_that_were_broken_off(
+    story: list[tuple[str, list[Any], bool, int]],
+) -> None:
+    index = fleet.TagsIndex()
+    nodes: dict[str, NodeInventory] = {}
+    for name, rows, ready, broken_after in story:
+        nodes[name] = node(name, list(rows), ready=ready)
+        for _ in zip(range(broken_after), index.update(list(nodes.values())), strict=False):
+            pass
+        nodes[name] = node(name, list(rows), ready=ready)
+        list(index.update(list(nodes.values())))
+        assert not index.differs(list(nodes.values()))
+        assert [row for _, row in index.rows] == fleet.merged_tags(list(nodes.values()))
+        assert index.canonical == fleet.canonical_digests(list(nodes.values()))
+
+
+def test_an_update_costs_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "STEP_ROWS", 10)
+    many = [node(f"n{number:02}", [row(f"m{at}") for at in range(40)]) for number in range(20)]
+    index = fleet.TagsIndex()
+    assert index.differs(many)
+    assert len(list(index.update(many))) >= 80
+    assert list(index.update(many)) == []
+    changed = [*many[:-1], node(many[-1].agent_id, [row("new")])]
+    assert index.differs(changed)
+    assert 40 <= len(list(index.update(changed))) <= 90
+    assert fleet.merged_ps([node("a", [row("x", "d2")], [ps("x", "d2"), ps("x", "d3")])], {names.normalise("x"): "d3"})[0]["digest"] == "d3"
