@@ -21,7 +21,7 @@ import msgspec
 from core.aliases import turn
 from core.config import RouterConfig
 from core.displacement import Displacement
-from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Refuse, Wait
+from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Record, Refuse, Wait
 from core.health import Health
 from core.inventory import Loading
 from core.leaks import Leaks
@@ -91,7 +91,7 @@ class Dispatcher:
         self._planned: dict[AgentId, int] = {}
         self._kinds: dict[Kind, int] = {}
         self._chosen = 0
-        self._explained: OrderedDict[RequestId, tuple[str | None, list[_Raw]]] = OrderedDict()
+        self._explained: OrderedDict[RequestId, tuple[str | None, list[_Raw], list[float | None]]] = OrderedDict()
 
     @property
     def has_barriers(self) -> bool:
@@ -214,10 +214,16 @@ class Dispatcher:
 
     # ------------------------------------------------------------ for showing
 
-    def decisions(self, request_id: RequestId) -> tuple[str | None, list[Decision]] | None:
-        """The model of a recent request and what was decided about it; None when it is not known (any more)."""
+    def decisions(self, request_id: RequestId) -> tuple[str | None, list[Decision], list[float | None]] | None:
+        """The model of a recent request, what was decided about it, and its `started`; None when it is not known (any more)."""
         known = self._explained.get(request_id)
-        return None if known is None else (known[0], [self._readable(raw) for raw in known[1]])
+        return None if known is None else (known[0], [self._readable(raw) for raw in known[1]], known[2])
+
+    def started(self, record: Record) -> None:
+        """Keep with the request when it was expected to start, and when it did (ms since it came)."""
+        known = self._explained.get(record.request_id)
+        if known is not None:
+            known[2][:] = (record.predicted_start_ms, record.observed_start_ms)
 
     def explained(self, request_id: RequestId) -> bool:
         """Whether it is one of the recent requests."""
@@ -506,7 +512,7 @@ class Dispatcher:
         raw = (now - request.at, outcome, rows if len(rows) <= ROWS_MAX else best_first(rows), chosen, out)
         known = self._explained.get(request.id)
         if known is None:
-            self._explained[request.id] = (request.came.model, [raw])
+            self._explained[request.id] = (request.came.model, [raw], [])
             if len(self._explained) > self._config.explain_ring:
                 self._explained.popitem(last=False)
         elif len(known[1]) < DECISIONS_MAX:

@@ -424,6 +424,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     attempts: tuple[Attempt, ...]
     body_bytes: int
     chunks: int
+    observed_start_ms: float | None = None
+    """Since it came, until its node began to read the prompt; None where the node did not tell its times."""
 
 
 Event: TypeAlias = (

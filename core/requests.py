@@ -145,7 +145,22 @@ class Request(msgspec.Struct, gc=False):
             tuple(self.attempts),
             settled.body_bytes,
             settled.chunks,
+            self.observed_start_ms(settled, now=now),
         )
+
+    def observed_start_ms(self, settled: Settled, *, now: Instant) -> float | None:
+        """When its node began to read the prompt, since it came: what `predicted_ms` predicted. None where nobody can tell.
+
+        From the first byte of a stream, or from the end of an answer that may be silent until then.
+        """
+        usage = settled.usage
+        if settled.ending is not Ending.SUCCESS or usage is None or not usage.prompt_ns:
+            return None
+        if self.came.stream and not self.came.constrained and self.first_byte_at is not None:
+            end, worked_ns = self.first_byte_at, usage.prompt_ns
+        else:
+            end, worked_ns = now, usage.prompt_ns + usage.eval_ns
+        return max((end - self.at) * 1000 - worked_ns / 1e6, 0.0)
 
     def sample(self, settled: Settled, *, now: Instant) -> Sample:
         """What the request showed of its node's speed; it ended well there."""

@@ -223,8 +223,17 @@ class Router:
         decisions = self._dispatcher.decisions(request_id)
         if decisions is None:
             return None
-        model, made = decisions
-        return Explanation(request_id=request_id, model=model, strategy=self._config.strategy, decisions=made)
+        model, made, started = decisions
+        predicted, observed = started or (None, None)
+        return Explanation(
+            request_id=request_id,
+            model=model,
+            strategy=self._config.strategy,
+            decisions=made,
+            predicted_start_ms=predicted,
+            observed_start_ms=observed,
+            start_error_ms=None if predicted is None or observed is None else observed - predicted,
+        )
 
     def statistics(self) -> Statistics:
         """The router in numbers."""
@@ -376,7 +385,9 @@ class Router:
                 else:
                     self._health.ended(agent.id, request.id)
             request.end_attempt(outcome, now=now)
-        effects.append(request.record(ending, event, now=now))
+        record = request.record(ending, event, now=now)
+        self._dispatcher.started(record)
+        effects.append(record)
 
     def _succeeded(self, request: Request, event: Settled, effects: list[Effect], now: Instant) -> None:
         """A node served it well: what that teaches."""

@@ -5,8 +5,8 @@ field needs no line here. It is not pickle: only classes of the modules below ar
 
 `take` is called in the loop, so it copies only what changes. Frozen structs, enumerations and scalars are shared; so are Ollama's rows,
 which are kept as they came. Mutable structs are copied with the containers they hold, which are nobody else's. Everything else
-(objects, dicts, lists) is a numbered node, so that what was one thing in two places is one thing again; only the containers of objects
-with slots are taken to be their own. Callables tie the router's parts to each other: they are left out, and those of a newly made
+(objects, dicts, lists) is a numbered node, so that what was one thing in two places is one thing again; only containers of scalars in
+objects with slots are taken to be their own. Callables tie the router's parts to each other: they are left out, and those of a newly made
 `Router` stay.
 
 Invariants: a restored router given the same events at the same instants has the same effects as the one that was taken; a snapshot
@@ -197,8 +197,11 @@ class _Taker:
             ]
         held = list(values)
         for index in care:
-            part = held[index]
-            held[index] = part.copy() if kinds[index] in _CONTAINERS else self.hold(part)
+            part, kind = held[index], kinds[index]
+            if kind in _CONTAINERS and self._atoms.issuperset(map(type, part if kind is list else part.values())):
+                held[index] = part.copy()
+            else:
+                held[index] = self.hold(part)
         return held
 
 
@@ -347,7 +350,7 @@ class _Builder:
             return self._filled(target, _plan(kind).names, (self.value(part) for part in held[1]))
         for attribute, given in held[1]:
             if attribute in _KEYS_ONLY:
-                setattr(target, attribute, OrderedDict((key, (None, [])) for key in self.value(given)))
+                setattr(target, attribute, OrderedDict((key, (None, [], [])) for key in self.value(given)))
             else:
                 setattr(target, attribute, self.value(given, getattr(target, attribute, None)))
         return target

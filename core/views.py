@@ -126,6 +126,12 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     strategy: str
     decisions: list[Decision]
+    predicted_start_ms: float | None = None
+    """When the first decision expected a node to begin with the prompt, since the request came; shown once the request is over."""
+    observed_start_ms: float | None = None
+    """When it began; None while the request lives, and where the node did not tell its times."""
+    start_error_ms: float | None = None
+    """Observed less predicted: above 0 it began later than expected."""
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ text when it is scraped. Invariant: at most `SERIES_MAX` counter series, whateve
 """
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,6 +21,8 @@ PREFIX: Final = "ollama_router_"
 SERIES_MAX: Final = 10_000
 COUNTED_AT_ONCE: Final = 128
 """Records; a tenth of a millisecond."""
+STARTS_KEPT: Final = 1000
+"""Requests over which the error of predicted starts is told."""
 BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -64,6 +67,7 @@ class Metrics:
         self._dropped = 0
         self._fresh: list[Record] = []
         self._routes: dict[Route, _OfRoute] = {}
+        self._start_errors_ms: deque[float] = deque(maxlen=STARTS_KEPT)
         self._outcomes: dict[str, int] = {}
         """Few: failures, endings, and HTTP statuses."""
 
@@ -101,6 +105,8 @@ class Metrics:
         route.queue.add(record.queue_ms / 1000)
         if record.ttft_ms is not None:
             route.first_byte.add(record.ttft_ms / 1000)
+        if record.predicted_start_ms is not None and record.observed_start_ms is not None:
+            self._start_errors_ms.append(abs(record.observed_start_ms - record.predicted_start_ms))
 
     def snapshot(self, statistics: Statistics, agents: list[AgentView]) -> "Snapshot":
         """Everything as it is now, with the router's own state, to be rendered in a worker thread."""
@@ -116,7 +122,7 @@ class Metrics:
                 histograms["time_to_first_byte_seconds", route.value] = of_route.first_byte
         for outcome, value in self._outcomes.items():
             counts["attempts_total", (("outcome", outcome),)] = value
-        return Snapshot(counts, self._dropped, histograms, statistics, agents)
+        return Snapshot(counts, self._dropped, histograms, statistics, agents, sorted(self._start_errors_ms))
 
 
 class Snapshot(Collector):
@@ -129,12 +135,14 @@ class Snapshot(Collector):
         histograms: dict[tuple[str, str], _Buckets],
         statistics: Statistics,
         agents: list[AgentView],
+        start_errors_ms: list[float],
     ) -> None:
         self._counts = counts
         self._dropped = dropped
         self._histograms = histograms
         self._statistics = statistics
         self._agents = agents
+        self._start_errors_ms = start_errors_ms
 
     def exposition(self) -> bytes:
         """In Prometheus' text format; takes milliseconds where there is much to tell."""
@@ -177,3 +185,10 @@ class Snapshot(Collector):
             in_flight.add_metric([agent.name], agent.in_flight)
         yield up
         yield in_flight
+        errors = self._start_errors_ms
+        if errors:
+            text = f"predicted against observed start, without sign, of the last {STARTS_KEPT} requests whose nodes told their times"
+            start = GaugeMetricFamily(PREFIX + "start_error_seconds", text, labels=["quantile"])
+            for share in (0.5, 0.9):
+                start.add_metric([str(share)], errors[min(int(len(errors) * share), len(errors) - 1)] / 1000)
+            yield start

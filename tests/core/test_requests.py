@@ -3,14 +3,14 @@
 import pytest
 
 from core.agents import Agent
-from core.events import AttemptEnded, Ending, Failure, RequestCame, Route, Settled, Upstream
+from core.events import AttemptEnded, Ending, Failure, Record, RequestCame, Route, Settled, Upstream
 from core.health import classify
 from core.lifecycle import AgentState
 from core.names import key_or_none, normalise
 from core.requests import Request, begin, cloud_off, expected_output, gave_up, not_found
 from core.scoring import Ask
 from core.units import AgentId, Instant, RequestId, UnixMs
-from tests.core.routing import usage
+from tests.core.routing import World, one, usage
 
 M = normalise("m")
 
@@ -172,3 +172,28 @@ def test_giving_up_before_any_attempt() -> None:
     one = request()
     one.agent = None
     assert gave_up(one).status == 502
+
+
+def started(*, stream: bool, told: bool = True, constrained: bool = False) -> tuple[float | None, float | None, float | None]:
+    """What `why` tells of a request that waited 2 s, was read in 0.5 s and answered in 1 s."""
+    world = World()
+    world.backend("n", "m", loaded=("m",))
+    world.ask("r", stream=stream, constrained=constrained)
+    world.now += 2.5
+    world.first("r")
+    world.now += 1.0
+    effects = world.settle("r", usage=usage(prompt_s=0.5, eval_s=1.0) if told else None)
+    why = world.router.why(RequestId("r"))
+    assert why is not None
+    record = one(effects, Record)
+    assert (why.predicted_start_ms, why.observed_start_ms) == (record.predicted_start_ms, record.observed_start_ms)
+    return why.predicted_start_ms, why.observed_start_ms, why.start_error_ms
+
+
+@pytest.mark.parametrize(("stream", "constrained"), [(True, False), (True, True), (False, False)])
+def test_the_observed_start_is_kept_beside_the_predicted_one(stream: bool, constrained: bool) -> None:
+    assert started(stream=stream, constrained=constrained) == (0.0, pytest.approx(2000.0), pytest.approx(2000.0))
+
+
+def test_a_node_that_tells_no_times_leaves_the_start_unknown() -> None:
+    assert started(stream=True, told=False) == (0.0, None, None)

@@ -1,5 +1,6 @@
 """What Prometheus sees."""
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -72,3 +73,13 @@ def test_series_are_limited_and_the_dropped_ones_counted(monkeypatch: pytest.Mon
     assert seen["metric_series_dropped_total", ()] == 3
     assert seen["x_total", (("model", "0"),)] == 1
     assert ("x_total", (("model", "4"),)) not in seen
+
+
+def test_the_error_of_predicted_starts_is_told_without_sign() -> None:
+    counted = Metrics()
+    assert not any(name == "start_error_seconds" for name, _ in scraped(counted))
+    for predicted, observed in ((100.0, 100.0), (500.0, 300.0), (0.0, 1000.0), (None, 7.0), (7.0, None)):
+        counted.observe(msgspec.structs.replace(record(1.0, None), predicted_start_ms=predicted, observed_start_ms=observed))
+    told = scraped(counted)
+    assert told["start_error_seconds", (("quantile", "0.5"),)] == 0.2
+    assert told["start_error_seconds", (("quantile", "0.9"),)] == 1.0
