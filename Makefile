@@ -16,6 +16,7 @@ help:
 	@echo "make check   the checks alone: lint, format, types, import rules, coverage of the core by module"
 	@echo "make bench   speed against plain nginx, in a few minutes; writes docs/performance.md"
 	@echo "make prove   the long and absolute measurements (TRACES=dir: the public traces, for the tables of docs/routing.md)"
+	@echo "make clients fetch the client libraries that tests/conformance tries, once"
 	@echo "make clean   remove what the other targets made"
 
 run: $(VENV)/.stamp-run
