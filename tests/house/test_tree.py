@@ -66,7 +66,7 @@ def test_the_operators_page_lists_every_setting_and_none_that_does_not_exist() -
 def test_the_operators_page_lists_every_route() -> None:
     page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
     found = [re.findall(r"@app\.\w+\(\"([^\"]+)", (ROOT / path).read_text(encoding="utf-8")) for path in modules("servers")]
-    routes = {re.sub(r"<(\w+)>", r":\1", route) for routes in found for route in routes}
+    routes = {re.sub(r"<(?:\w+:)?(\w+)>", r":\1", route) for routes in found for route in routes}
     assert routes, "the routes are declared in another way now"
     assert {route for route in routes if f"`{route}`" not in page} == set(), "routes that docs/operators.md does not list"
 

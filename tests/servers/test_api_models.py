@@ -7,7 +7,8 @@ import pytest
 from core.tasks import Begin, NodesSeen
 from core.units import AgentId, UnixMs
 from servers.settings import Settings
-from tests.servers.test_api import ADMIN, OLLAMAS_MANAGEMENT, REFUSED, STRANGER, House, row
+from tests.servers.house import ADMIN, STRANGER, House, row
+from tests.servers.test_api import OLLAMAS_MANAGEMENT, REFUSED
 
 
 @pytest.fixture
@@ -263,3 +264,34 @@ async def test_who_one_is_and_what_is_recommended_is_answered_here(house: House)
     assert (await house.ask("GET", "/api/experimental/model-recommendations")).json == {"recommendations": []}
     head = await house.ask("HEAD", "/api/blobs/sha256:00")
     assert head.status == 403
+
+
+# ---------------------------------------------------------------- the fleet's lists
+
+
+async def test_a_list_is_merged_anew_only_where_it_changed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = await two(house)
+    before = (await house.ask("GET", "/api/tags")).json["models"]
+    assert [found["name"] for found in before] == ["hf.co/user/repo:Q4_K_M", "m:latest"]
+    assert [found["id"] for found in (await house.ask("GET", "/v1/models")).json["data"]] == ["hf.co/user/repo:Q4_K_M", "m:latest"]
+    written: list[Any] = []
+
+    def write(value: Any) -> bytes:
+        written.append(value)
+        return b"{}"
+
+    monkeypatch.setattr("servers.api.fleet.go_json", write)
+    await house.ask("GET", "/api/tags")
+    assert written == []
+    await beat(house, first, installed_models=[row("m:latest", size=10), row("new:latest")])
+    await house.ask("GET", "/api/tags")
+    assert {found.get("name") or found["id"] for found in written} == {"new:latest", "m:latest"}  # alpha's row of m is another object
+
+
+async def test_a_long_list_of_loaded_models_is_merged_off_the_loop(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servers.api.fleet.MERGE_INLINE_ROWS", 1)
+    first, second = await two(house)
+    for agent_id in (first, second):
+        await beat(house, agent_id, loaded_models=[row("m:latest", digest="e")])
+    for _ in range(2):
+        assert len((await house.ask("GET", "/api/ps")).json["models"]) == 1
