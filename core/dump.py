@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from core.errors import RemoteError
-from core.events import Effect, Event
+from core.events import Effect, Event, Record
 from core.health import CLIENT_TEXTS, MEMORY_TEXTS
 from core.router import Router
 from core.snapshot import Snapshot, kind_of, names_of, pack, plain, unpack, value_of
@@ -171,6 +171,15 @@ def event_of(given: Any) -> Event | str:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RemoteError(f"the dump holds an event that this version does not know ({error}): use the version that made it") from None
     return event
+
+
+def records_of(effects: Any) -> list[Record]:
+    """The records among a recorded step's effects. Raises RemoteError."""
+    try:
+        given = [] if effects is None else [effect for effect in effects[1] if effect[1] == "core.events.Record"]
+        return [value_of(effect) for effect in given]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RemoteError(f"the dump holds a record that this version does not know ({error}): use the version that made it") from None
 
 
 def _contents(data: bytes) -> Iterable[dict[str, Any]]:

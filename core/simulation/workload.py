@@ -20,6 +20,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     kind: str = ""
     blocks: tuple[int, ...] = ()
+    output_limit: int | None = None
+    """What the request allowed (`num_predict`, `max_tokens`), when the trace tells."""
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +33,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     client: str = ""
     conversation: str = ""
+    output_limit: int | None = None
+    """What the router is told of it; the answer has `output_tokens` either way."""
 
 
 CONVERSATION_MIX: Final[Mapping[str, int]] = {
@@ -113,6 +117,7 @@ def arrivals(
                 output_tokens=row.output_tokens,
                 client=f"client-{who.below(clients)}",
                 conversation=_conversation(row, model),
+                output_limit=row.output_limit,
             )
         )
     return out

@@ -2,9 +2,9 @@
 
 import pytest
 
-from core.dump import FIRST_LINE, TICK, Step, event_of, frames, load, phrases, plain_step, written
+from core.dump import FIRST_LINE, TICK, Step, event_of, frames, load, phrases, plain_step, records_of, written
 from core.errors import RemoteError
-from core.events import AttemptEnded, Ending, Failure, Note, Refuse, Registered, Settled
+from core.events import AttemptEnded, Ending, Failure, Note, Record, Refuse, Registered, Settled
 from core.health import CLIENT_TEXTS, MEMORY_TEXTS, classify
 from core.snapshot import take
 from core.units import AgentId, Instant, RequestId
@@ -94,3 +94,14 @@ def test_one_that_is_cut_off_is_said() -> None:
 def test_an_event_of_another_version_is_said() -> None:
     with pytest.raises(RemoteError, match="does not know"):
         event_of(["s", "core.events.Unheard", []])
+
+
+def test_records_are_found_among_the_effects_of_a_step() -> None:
+    world = World()
+    world.backend("n", "m", loaded=("m",))
+    world.ask("r")
+    effects = world.settle("r")
+    assert records_of(plain_step(effects)) == [effect for effect in effects if isinstance(effect, Record)] != []
+    assert records_of(None) == []
+    with pytest.raises(RemoteError, match="does not know"):
+        records_of(["l", [["s", "core.events.Record", ["too", "short"]]]])

@@ -306,6 +306,14 @@ async def test_a_client_that_leaves_in_prefill_closes_the_nodes_connection() -> 
         assert not edge.router.of(AttemptEnded)
 
 
+async def test_the_router_is_told_what_the_request_allows() -> None:
+    async with an_edge() as edge:
+        edge.router.script = [forward(await edge.node(stream_two))]
+        await ask(edge.port, "POST", "/api/chat", {**CHAT, "options": {"num_predict": 9}})
+        (came,) = edge.router.of(RequestCame)
+        assert came.output_limit == 9
+
+
 async def test_a_cut_by_the_router_before_the_first_byte_moves_the_request() -> None:
     async def silent(caller: Caller) -> None:
         (came,) = edge.router.of(RequestCame)

@@ -10,7 +10,7 @@ from core.simulation.prng import Prng
 from core.simulation.study import Figures, NodeSpec, RuleDispatcher, Study, mixed_fleet
 from core.simulation.study_router import BUSY_CPU_PERCENT, IDLE_CPU_PERCENT, RouterDispatcher
 from core.simulation.workload import Arrival
-from core.units import Instant
+from core.units import Instant, RequestId
 
 NAMES = ("llama3.2:3b", "llama3.1:8b", "gemma3:12b", "qwen2.5:14b", "qwen2.5:32b")
 
@@ -128,3 +128,15 @@ def test_what_a_load_pushes_out_is_unloaded_by_name_and_a_first_token_counts_onc
         assert node == 0
     assert unloaded
     assert set(unloaded) <= set(dispatcher._fleet[0].models)
+
+
+def test_what_a_request_allows_reaches_the_decision() -> None:
+    scores = []
+    for limit in (None, 1):
+        dispatcher = RouterDispatcher(RouterConfig(), fleet())
+        arrival = Arrival(at_s=1.0, model=NAMES[0], input_tokens=10, output_tokens=1, output_limit=limit)
+        dispatcher.came(0, arrival, now=Instant(1.0))
+        why = dispatcher.router.why(RequestId("0"))
+        assert why is not None
+        scores.append(why.decisions[0].candidates[0].score)
+    assert scores[1] < scores[0]
