@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import ollama
 import pytest
 import trio
 
@@ -112,6 +113,51 @@ async def test_a_node_that_dies_in_mid_pull_goes_on_where_it_was_when_it_is_back
             nursery.cancel_scope.cancel()
 
 
+async def test_an_agent_that_is_killed_in_mid_pull_goes_on_when_it_is_back() -> None:
+    node = SimulatedOllama(name="alpha", models=[SMALL], registry=Registry([NEW], bytes_s=15e6))
+    async with node.serve(), open_fleet() as fleet:
+        agent = await fleet.start_agent(node.port, "alpha")
+        await fleet.wait_ready(1)
+        (found,) = fleet.agents()
+        made = await fleet.ask("POST", f"/api/agents/{found.id}/models/pull", {"model_name": "fresh:1b"})
+
+        async def task() -> dict[str, Any]:
+            shown: dict[str, Any] = (await fleet.ask("GET", f"/api/tasks/{made.json()['task_id']}")).json()
+            return shown
+
+        with trio.fail_after(20):
+            while (await task())["completed_bytes"] < 1_000_000:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        agent.kill()
+        await wait_until(lambda: not node.transfers._running, what="the download stopped")
+        await fleet.start_agent(node.port, "alpha")
+        with trio.fail_after(20):
+            while (await task())["status"] != "completed":  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert names(node) == ["fresh:1b", SMALL]
+
+
+async def test_ollamas_own_python_client_sees_one_ollama() -> None:
+    async with three(bytes_s=60e6) as (fleet, nodes):
+
+        def use() -> list[Any]:
+            client = ollama.Client(host=fleet.url, trust_env=False)
+            seen = [progress.status for progress in client.pull("fresh:1b", stream=True)]
+            assert client.copy("fresh:1b", "mine").status == "success"
+            assert client.delete("mine").status == "success"
+            with pytest.raises(ollama.ResponseError, match="model 'mine' not found"):
+                client.delete("mine")
+            with pytest.raises(ollama.ResponseError, match="pull model manifest: file does not exist"):
+                client.pull("nosuch")
+            with pytest.raises(ollama.ResponseError, match="not created through the router"):
+                client.create("mine", from_=SMALL)
+            return seen
+
+        seen = await trio.to_thread.run_sync(use)
+        assert (seen[0], seen[-1]) == ("pulling manifest", "success")
+        assert all(names(node) == ["fresh:1b", SMALL] for node in nodes.values())
+
+
 @pytest.mark.parametrize("agents", [False, True])
 async def test_a_client_that_leaves_stops_all_three(agents: bool) -> None:
     async with three(bytes_s=2e6, agents=agents) as (fleet, nodes):
@@ -148,8 +194,9 @@ async def test_a_task_can_be_cancelled_and_what_came_is_kept() -> None:
         assert task["completed_bytes"] >= 4_000_000  # it did not begin anew
 
 
-async def test_copy_and_delete_are_done_everywhere() -> None:
-    async with three() as (fleet, nodes):
+@pytest.mark.parametrize("agents", [False, True])
+async def test_copy_and_delete_are_done_everywhere(agents: bool) -> None:
+    async with three(agents=agents) as (fleet, nodes):
         copied = await fleet.ask("POST", "/api/copy", {"source": SMALL, "destination": "mine"})
         assert (copied.status, copied.body) == (200, b"")
         assert all(names(node) == [SMALL, "mine:latest"] for node in nodes.values())
