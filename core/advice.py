@@ -76,7 +76,7 @@ def _supply(agent: Agent, asked: Iterable[ModelKey], speeds: Speeds, prompts: Pr
         model = inventory.installed.get(key)
         if model is None:
             continue
-        rates = speeds.rates(agent.id, key, size_bytes=model.size_bytes, slots=agent.slots)
+        rates = speeds.rates(agent.id, key, size_bytes=model.size_bytes, slots=agent.slots_for(key))
         work_us = rates.overhead_us + (prompts.mean(key) * rates.prefill_ns + speeds.output_tokens(key) * rates.decode_ns) / 1000 + 1
         size = room.running_bytes(key, model.size_bytes)
         largest = max(largest, size)

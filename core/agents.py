@@ -5,15 +5,19 @@ the only place that assigns one. Shells see `AgentView`s, never this.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from core.events import Upstream
 from core.inventory import Inventory
 from core.lifecycle import AgentInput, AgentState, advance
 from core.messages import AgentSettings, GpuDevice, Heartbeat, Registration
+from core.names import display
 from core.room import Room
 from core.units import MIB, AgentId, Instant, ModelKey, UnixMs
 from core.views import AgentView, EjectionView
+
+if TYPE_CHECKING:
+    from core.slots import Pair
 
 SHOWN_AS: Final[Mapping[AgentState, str]] = {
     AgentState.OFFLINE: "offline",
@@ -37,9 +41,10 @@ class Agent:
         "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "beyond", "boot", "code", "cpu_usage",
         "custom_name", "disk_free_bytes", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count", "gpu_devices",
         "gpu_memory_total_mb", "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name", "gpu_temperature", "gpu_usage",
-        "id", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "machine_name",
-        "max_concurrent", "memory_usage", "metrics_at", "name", "notes", "ollama_managed", "ollama_ok", "ollama_port", "ollama_version",
-        "registered_at", "room", "simulated", "slots", "tags", "upstream", "wants_inventory", "weight", "why",
+        "id", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "learned", "limits",
+        "machine_name", "max_concurrent", "memory_usage", "metrics_at", "name", "notes", "ollama_managed", "ollama_ok", "ollama_port",
+        "ollama_version", "probes", "registered_at", "room", "simulated", "slots", "slots_told", "tags", "upstream", "wants_inventory",
+        "weight", "why",
     )  # fmt: skip
 
     def __init__(self, agent_id: AgentId, upstream: Upstream, *, state: AgentState, now_unix: UnixMs) -> None:
@@ -78,6 +83,13 @@ class Agent:
         self.weight: float | None = None
         self.max_concurrent: int | None = None
         self.slots = 1
+        """Requests that one loaded model serves at once, as the node told, else as is assumed until it was learned."""
+        self.slots_told = False
+        self.limits: dict[ModelKey, int] = {}
+        """Of models for which something else was learned (`core.slots`)."""
+        self.probes: dict[ModelKey, None] = {}
+        """Models of which one request beyond the limit may be sent, to learn."""
+        self.learned: dict[ModelKey, Pair] = {}
         self.drained_by_itself = False
         self.inventory = Inventory()
         self.room = Room()
@@ -136,8 +148,19 @@ class Agent:
             self.gpu_count = sum(device.count for device in registration.gpu_devices)
         self.gpu_model = registration.gpu_model or (registration.gpu_devices[0].model if registration.gpu_devices else None)
         if registration.slots is not None:
-            self.slots = registration.slots
+            self.told_slots(registration.slots)
         self._measure_room()
+
+    def told_slots(self, slots: int) -> None:
+        """The node, or who added it, says how many requests one loaded model serves at once. What was learned under another number is
+        forgotten."""
+        if not self.slots_told or slots != self.slots:
+            self.limits, self.probes, self.learned = {}, {}, {}
+        self.slots, self.slots_told = slots, True
+
+    def slots_for(self, key: ModelKey) -> int:
+        """How many requests for this model it serves at once, as far as is known."""
+        return self.limits.get(key, self.slots)
 
     def take_numbers(self, heartbeat: Heartbeat, *, now: Instant) -> None:
         """Take over the numbers of a heartbeat; what it does not tell stays."""
@@ -201,6 +224,8 @@ class Agent:
             in_flight=in_flight,
             active_requests=in_flight + self.beyond,
             ejections=ejections,
+            slots_learned=not self.slots_told,
+            model_slots={display(key): limit for key, limit in self.limits.items()},
         )
 
     def holds(self, key: ModelKey) -> bool:
@@ -208,5 +233,6 @@ class Agent:
         return key in self.inventory.installed
 
 
-_OWN: Final = ("status", "state", "detail", "cpu_usage", "memory_usage", "installed", "loaded", "in_flight", "active_requests", "ejections")
+_OWN: Final = ("status", "state", "detail", "cpu_usage", "memory_usage", "installed", "loaded", "in_flight", "active_requests", "ejections",
+        "slots_learned", "model_slots")  # fmt: skip
 _SAME: Final = tuple(name for name in AgentView.__struct_fields__ if name not in _OWN)

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from core import slots
 from core.aliases import turn
 from core.config import RouterConfig
 from core.displacement import Displacement
@@ -136,7 +137,7 @@ class Dispatcher:
             self._plan(request, plan, ahead)
             if choice is not None and choice.room and request.plan is not None:
                 # It waits for a load there: as many of its kind as will be served together wait with it.
-                settled[request.kind] = (request.plan, ahead[request.plan] + choice.agent.slots)
+                settled[request.kind] = (request.plan, ahead[request.plan] + self._slots(choice.agent, request))
             elif choice is None or choice.patience is None:
                 settled[request.kind] = (plan, None)
                 final[request.kind] = None
@@ -144,6 +145,9 @@ class Dispatcher:
                     return
             else:
                 settled[request.kind] = (plan, ahead[choice.agent.id] + choice.patience)
+
+    def _slots(self, agent: Agent, request: Request) -> int:
+        return agent.slots if request.key is None else agent.slots_for(request.key)
 
     def leave(self, request: Request, *, now: Instant) -> None:
         """It does not wait any more."""
@@ -324,6 +328,9 @@ class Dispatcher:
         key = request.ask.key
         request_id, agent_id = request.id, agent.id
         self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
+        if key is not None and request.ask.needs_slot:
+            request.beside = self.ledger.of_model(key)[agent_id]
+            slots.sent(agent, key, request.beside, now=now)
         self._chosen += 1
         agent.last_chosen = self._chosen
         request.cold = False
@@ -364,7 +371,7 @@ class Dispatcher:
             request.cold = True
             request.alone = not inventory.loading
             size = inventory.installed[key].size_bytes
-            load_us = self._speeds.rates(agent.id, key, size_bytes=size, slots=agent.slots).load_us
+            load_us = self._speeds.rates(agent.id, key, size_bytes=size, slots=agent.slots_for(key)).load_us
             self.stirred = self.stirred or reload or bool(inventory.loading)  # who waits for this model may go with it now
             inventory.loading[key] = Loading(now, load_us / MICROS_PER_S, request.ask.options)
             self.loads += 1

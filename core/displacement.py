@@ -92,7 +92,7 @@ class Displacement:
         return self._cost(node, key, self._heat.per_s(key, now=now), self._elsewhere(key, now))
 
     def _cost(self, node: Agent, key: ModelKey, per_s: float, replicas: int) -> int:
-        rates = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots)
+        rates = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots_for(key))
         load_s = rates.load_us / MICROS_PER_S
         missed = min(MISSED_MAX, per_s * (HORIZON_S + load_s))
         price = int(rates.load_us * missed / max(replicas, 1)) + UNLOAD_US

@@ -15,6 +15,8 @@ Invariants: a request that fails one of these may be silent for as long as it li
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from core.agents import Agent
 from core.events import Count, Cut, Effect, Note
 from core.learning import Speeds
@@ -33,18 +35,15 @@ _NO_MODEL: Final = ModelKey("")
 _TRYING: Final = Phase.TRYING
 
 
-class _Runner:
+class _Runner(msgspec.Struct):
     """A runner on which a stream of ours was closed in mid-answer."""
 
-    __slots__ = ("alive_at", "hushed_s", "unloading")
-
-    def __init__(self, now: Instant) -> None:
-        self.alive_at = now
-        """The last sign of life, or of something else to do, on its node."""
-        self.hushed_s = 0.0
-        """For how long requests were silent there that gave up."""
-        self.unloading = False
-        """It was ordered to go: whether it went is not known before another one answers."""
+    alive_at: Instant
+    """The last sign of life, or of something else to do, on its node."""
+    hushed_s: float = 0.0
+    """For how long requests were silent there that gave up."""
+    unloading: bool = False
+    """It was ordered to go: whether it went is not known before another one answers."""
 
 
 class Leaks:
@@ -202,7 +201,7 @@ class Leaks:
 
     def _limit_s(self, request: Request, agent: Agent, key: ModelKey) -> float:
         model = agent.inventory.installed.get(key)
-        rates = self._speeds.rates(agent.id, key, size_bytes=0 if model is None else model.size_bytes, slots=agent.slots)
+        rates = self._speeds.rates(agent.id, key, size_bytes=0 if model is None else model.size_bytes, slots=agent.slots_for(key))
         prefill_us = rates.overhead_us + request.ask.input_tokens * rates.prefill_ns / 1000
         return self.silence_s + PREFILL_TIMES * prefill_us / MICROS_PER_S
 

@@ -84,7 +84,7 @@ class Obstacles:
         """Its runner has other options: whether those who fit it have had their turn, and are through."""
         busy = bool(self._ledger.of_model(key).get(agent.id))
         size_bytes = agent.inventory.installed[key].size_bytes
-        load_us = self._speeds.rates(agent.id, key, size_bytes=size_bytes, slots=agent.slots).load_us
+        load_us = self._speeds.rates(agent.id, key, size_bytes=size_bytes, slots=agent.slots_for(key)).load_us
         until = kept_until(agent.inventory, key, load_s=load_us / MICROS_PER_S, busy=busy)
         if until > now:
             request.held = True

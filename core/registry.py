@@ -332,7 +332,10 @@ class Registry:
             self._agents[agent.id] = agent
         agent.machine_name = event.name
         agent.upstream = event.upstream
-        agent.slots = event.slots or self._config.slots_default
+        if event.slots:
+            agent.told_slots(event.slots)
+        elif not agent.slots_told:
+            agent.slots = self._config.slots_default
         agent.simulated = event.simulated
         self.changes.refreshed.append(agent.id)
         self._rename()
@@ -473,8 +476,8 @@ class Registry:
                 self.changes.touched = True
 
     def _set_slots(self, agent: Agent, slots: int | None) -> None:
-        if slots is not None and slots != agent.slots and slots > 0:
-            agent.slots = slots
+        if slots is not None and slots > 0 and (slots != agent.slots or not agent.slots_told):
+            agent.told_slots(slots)
             self.changes.refreshed.append(agent.id)
             self._touch()
 

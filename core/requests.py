@@ -92,6 +92,8 @@ class Request(msgspec.Struct, gc=False):
     """Whether its client already has the beginning of an answer, whose node failed, and shall get the rest from another one."""
     held: bool = False
     """Whether it was held back to spare a runner with other options."""
+    beside: int = 0
+    """How many requests for its model were on the node when it was sent there, itself included."""
     leaks: int = 0
     """How often it was taken off a node because it seemed to hang on a leaked slot."""
     refused_by: list[Agent] = []

@@ -14,6 +14,7 @@ Invariants (numbers as in `core.invariants`):
 from collections.abc import Callable
 from typing import Any, Final
 
+from core import slots
 from core.advice import Prompts, Question, question
 from core.agents import Agent
 from core.config import RouterConfig
@@ -50,8 +51,8 @@ from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
 from core.requests import Phase, Request, begin, cloud_off, expected_output
-from core.runner_options import canonical
 from core.resume import thinks
+from core.runner_options import canonical
 from core.scoring import Ask, strategy
 from core.units import NEVER, AgentId, Instant, RequestId
 from core.views import AgentView, EjectionView, Explanation, Statistics, WaitingView
@@ -203,6 +204,7 @@ class Router:
         views = []
         for position, request_id in enumerate(self._queue.in_order(), start=1):
             request = self._requests[request_id]
+            plan = None if request.plan is None else self._registry.get(request.plan)
             expected_ms = None if request.plan is None or request.expected_at is None else max(request.expected_at - self._now, 0.0) * 1000
             views.append(
                 WaitingView(
@@ -213,6 +215,9 @@ class Router:
                     client=request.client,
                     waited_ms=(request.waited_s + self._now - request.waiting_since) * 1000,
                     expected_start_ms=expected_ms,
+                    node=None if plan is None else plan.name,
+                    slots=None if plan is None or request.key is None else plan.slots_for(request.key),
+                    slots_learned=plan is not None and not plan.slots_told,
                     why=request.why,
                 )
             )
@@ -304,6 +309,11 @@ class Router:
         if self._leaks.active:
             self._leaks.answered(request, agent, now=now)
         key, came, inventory = request.ask.key, request.came, agent.inventory
+        beside = request.beside
+        more = beside > 1 and key is not None and beside > agent.slots_for(key)
+        if more and key is not None and slots.answered(agent, key, request.id, beside, self._ledger.on(agent.id), now=now):
+            self._speeds.refresh(agent.id)
+            self._look = True
         if key is not None and not came.unload:
             if key in inventory.loading or key not in inventory.resident:
                 self._look = True  # a load is through, whoever began it
@@ -402,6 +412,8 @@ class Router:
         run, came = request.ask.key, request.came
         if run is None or request.resumed:  # half an answer teaches nothing
             return
+        if request.beside > 1 and slots.ended(agent, run, request.beside, event.usage, now=now):
+            self._speeds.refresh(agent.id)
         if came.unload:
             agent.inventory.saw_unloaded(run, now=now)
         elif request.cold or (not came.load_only and self._speeds.curious(agent.id, run, now=now)):

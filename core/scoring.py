@@ -173,7 +173,7 @@ class Auto(Strategy):
             node_id, inventory = node.id, node.inventory
             rates = known.get(node_id)
             if rates is None:
-                rates = self._speeds.rates(node_id, key, size_bytes=inventory.installed[key].size_bytes, slots=node.slots)
+                rates = self._speeds.rates(node_id, key, size_bytes=inventory.installed[key].size_bytes, slots=node.slots_for(key))
             work = rates.overhead_us + (input_tokens * rates.prefill_ns + output_tokens * rates.decode_ns) // 1000 + 1
             if node.weight is not None:
                 work = int(work / node.weight) + 1
@@ -193,13 +193,14 @@ class Auto(Strategy):
                 continue
             if best is None or score < best[1] or (score == best[1] and node.last_chosen < best[0].last_chosen):
                 best = row
-            if of_model.get(node_id, 0) < node.slots and (node.max_concurrent is None or here < node.max_concurrent):
+            most = node.limits.get(key, node.slots) + (key in node.probes)
+            if of_model.get(node_id, 0) < most and (node.max_concurrent is None or here < node.max_concurrent):
                 best_open, least = row, score
         assert best is not None, "a choice among no nodes"
         # A tie between waiting and going is no reason to wait.
         if best_open is not None and best_open[1] == best[1]:
             return Choice(best_open[0], True, rows, best_open[4], best_open[2], spared=blind <= best_open[1])
-        return self._wait_for(best, best_open, rows, load, spared=blind <= best[1])
+        return self._wait_for(key, best, best_open, rows, load, spared=blind <= best[1])
 
     def _displaced_us(self, node: "Agent", key: ModelKey, replaces: str | None, now: Instant) -> int:
         """What a load there pushes out: other models, or the runner of the same model with the options `replaces`."""
@@ -211,10 +212,10 @@ class Auto(Strategy):
             return 0
         return displacement.of(node, key, now=now)[0]
 
-    def _wait_for(self, best: Row, best_open: Row | None, rows: list[Row], load: Load, *, spared: bool) -> Choice:
+    def _wait_for(self, key: ModelKey, best: Row, best_open: Row | None, rows: list[Row], load: Load, *, spared: bool) -> Choice:
         """The best one is full."""
         node, score, work, _, cold, _ = best
-        queued = max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots, 1)
+        queued = max(load.of_model.get(node.id, 0) + load.ahead.get(node.id, 0) + 1 - node.slots_for(key), 1)
         patience = None if best_open is None else (best_open[1] - score - 1) // work
         return Choice(node, False, rows, queued * work + cold, work, patience, spared)
 
@@ -227,7 +228,9 @@ class Auto(Strategy):
             active = _active(node, load)
             cold = 0
             if key is not None and key not in node.inventory.resident:
-                cold = self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots).load_us
+                cold = self._speeds.rates(
+                    node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots_for(key)
+                ).load_us
             rows.append((node, active + cold, 0, active, cold, 0))
         return Choice(_least(rows), room=bool(open_nodes), rows=rows)
 

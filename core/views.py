@@ -56,7 +56,11 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     weight: float | None = None
     max_concurrent: int | None = None
     slots: int
-    """Requests that one loaded model serves at once."""
+    """Requests that one loaded model serves at once, as the node told; else what is assumed until it is learned."""
+    slots_learned: bool = False
+    """The node did not tell its slots: they are learned, model by model."""
+    model_slots: dict[str, int] = {}
+    """Models for which another number was learned than `slots`."""
     installed: list[Any] = []
     loaded: list[Any] = []
     in_flight: int = 0
@@ -94,6 +98,12 @@ class WaitingView(msgspec.Struct, frozen=True, kw_only=True):
     waited_ms: float
     expected_start_ms: float | None
     """From now; None when nobody can tell."""
+    node: str | None = None
+    """The node that it waits for."""
+    slots: int | None = None
+    """Requests for this model that that node serves at once."""
+    slots_learned: bool = False
+    """`slots` was learned, or is assumed until it is: the node did not tell."""
     why: str
 
 

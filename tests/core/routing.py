@@ -160,8 +160,8 @@ class World:
         return self.do(HeartbeatCame(heartbeat=Heartbeat(**given), now_unix=self.unix()))
 
     def agent_with(self, name: str, *models: str, **fields: Any) -> AgentId:
-        """An agent that is ready."""
-        self.register(registration(name, **fields), agent_id=name)
+        """An agent that is ready; it tells one slot, if nothing else is said."""
+        self.register(registration(name, **{"slots": 1, **fields}), agent_id=name)
         self.beat(name, installed_models=[row(model) for model in models], loaded_models=[], boot=fields.get("boot", 0), sequence=1)
         return AgentId(name)
 

@@ -111,3 +111,19 @@ def test_a_view_shows_all_and_no_number_that_was_never_told() -> None:
     assert (view.in_flight, view.active_requests, view.installed, view.ejections) == (2, 5, [row("m")], [ejection])
     one.take_numbers(Heartbeat(agent_id="id", cpu_usage=0, memory_usage=1), now=Instant(1.0))
     assert one.view(in_flight=0, ejections=[]).cpu_usage == 0
+
+
+def test_slots_are_what_was_told_or_what_was_learned_of_a_model() -> None:
+    one, key = agent(), normalise("m")
+    assert (one.slots, one.slots_told, one.slots_for(key)) == (1, False, 1)
+    one.limits[key], one.probes[key] = 3, None
+    assert one.slots_for(key) == 3
+    view = one.view(in_flight=0, ejections=[])
+    assert (view.slots_learned, view.model_slots) == (True, {"m:latest": 3})
+    one.told_slots(1)
+    assert (one.slots_for(key), one.limits, one.probes) == (1, {}, {}), "what it tells is another thing than what was assumed"
+    one.limits[key] = 2
+    one.told_slots(1)
+    assert one.slots_for(key) == 2, "told again"
+    one.told_slots(4)
+    assert one.slots_for(key) == 4

@@ -349,16 +349,25 @@ def test_a_cap_holds_for_loads_and_for_bodies_whose_model_cannot_be_read(strateg
     assert isinstance(answer(world.ask("unreadable", None), "unreadable"), Wait)
     assert isinstance(answer(world.ask("unload", load_only=True, unload=True), "unload"), Forward), "it frees memory"
     world.settle("unload")
-    assert node_of(world.settle("r1"), "load") == agent_id
-    assert node_of(world.settle("load"), "unreadable") == agent_id
+    assert (node_of(world.settle("r1"), "load"), node_of(world.settle("load"), "unreadable")) == (agent_id, agent_id)
+
+
+def test_a_request_that_hangs_on_a_leaked_slot_waits_for_the_reload() -> None:
+    world = World()
+    world.backend("one", "m", loaded=("m",))
+    world.router._leaks.silence_s = 1.0
+    world.ask("left")
+    world.serve("left", ending=Ending.CANCELLED)
+    world.ask("hangs")
+    assert one(world.wait(9.0), Cut).unload == ("m:latest",)
+    assert node_of(world.fail("hangs", Failure.VANISHED), "hangs") == "id of one"
 
 
 def test_what_ran_through_the_former_run_of_a_gateway_is_given_up_at_once() -> None:
     world = World()
     world.agent_with("one", "m", boot=1)
     world.ask("r")
-    (cut,) = of(world.register(registration("one", boot=2)), Cut)
-    assert (cut.request_id, cut.reason) == ("r", "the agent of one started anew")
+    assert one(world.register(registration("one", boot=2)), Cut).reason == "the agent of one started anew"
 
 
 def test_an_embedding_teaches_speed_and_a_show_teaches_nothing() -> None:
