@@ -11,6 +11,7 @@ import trio
 from agent.gateway import Gateway
 from agent.log import LogTail
 from core.errors import ConfigError
+from core.messages import PullOrder
 from tests.agent.fakes import (
     DONE,
     LAST_CHUNK,
@@ -105,6 +106,34 @@ def saying(*pieces: bytes, close: bool = False) -> Handler:
             await stream.aclose()
 
     return handler
+
+
+# ---------------------------------------------------------------- orders to download
+
+
+async def test_orders_to_download_are_taken_by_who_does_them() -> None:
+    async with gateway_for(_never) as setup:
+        order = b'{"task_id":"t","model":"m"}'
+        assert (await setup.ask("POST", "/pull", order)).status == 503
+        taken: list[PullOrder] = []
+
+        class Doer:
+            take = staticmethod(taken.append)
+
+            @staticmethod
+            def stop(task_id: str) -> bool:
+                return task_id == "t"
+
+        setup.gateway.pulls = Doer()  # type: ignore[assignment]
+        assert (await setup.ask("POST", "/pull", order, credential=None)).status == 401
+        assert (await setup.ask("POST", "/pull", b"[]")).status == 400
+        raw = await setup.ask("POST", "/pull", order)
+        assert (raw.status, json.loads(raw.body), [one.task_id for one in taken]) == (202, {"status": "accepted", "task_id": "t"}, ["t"])
+        assert (await setup.ask("DELETE", "/pull/t")).status == 202
+        assert (await setup.ask("DELETE", "/pull/u")).status == 404
+        wrong = await setup.ask("GET", "/pull")
+        assert (wrong.status, wrong.headers["allow"]) == (405, "POST, DELETE")
+        assert setup.ollama.heard == []
 
 
 # ---------------------------------------------------------------- who may pass
