@@ -8,7 +8,7 @@ name.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from core.names import is_cloud, key_or_none
 from core.units import ModelKey
@@ -16,7 +16,9 @@ from core.units import ModelKey
 ALIAS_FIELD: Final = "alias_of"
 """In the lists: the models that a name stands for."""
 
-Table = Sequence[tuple[str, Sequence[str]]]
+Table: TypeAlias = Sequence[tuple[str, Sequence[str]]]
+Listed: TypeAlias = tuple[ModelKey, dict[str, Any]]
+"""A row of a list of models, by its model's key."""
 
 
 class Aliases:
@@ -24,32 +26,29 @@ class Aliases:
 
     def __init__(self, table: Table = ()) -> None:
         self._table = [(name, tuple(models)) for name, models in table]
-        self._by_key = {key_or_none(name) or name: models for name, models in self._table}
+        self._by_key = {_key(name): models for name, models in self._table}
 
     def __bool__(self) -> bool:
         return bool(self._table)
 
     def models(self, name: str | None) -> tuple[str, ...]:
         """What `name` stands for; () when it is no alias."""
-        return () if name is None else self._by_key.get(key_or_none(name) or name, ())
+        return () if name is None else self._by_key.get(_key(name), ())
 
-    def listed(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def listed(self, rows: Sequence[Listed]) -> list[Listed]:
         """`rows` of `/api/tags` with a row for each alias behind that of the model it stands for now; none for one that no row is for."""
-        names = {key: row for row in rows if (key := _key_of(row)) is not None}
-        behind: dict[ModelKey, list[dict[str, Any]]] = {}
+        known = dict(rows)
+        behind: dict[ModelKey, list[Listed]] = {}
         for name, models in self._table:
-            key = next((key for model in models if (key := key_or_none(model)) in names and key is not None), None)
+            key = next((key for model in models if (key := key_or_none(model)) is not None and key in known), None)
             if key is not None:
-                row = {**names[key], "name": name, "model": name, ALIAS_FIELD: list(models)}
-                behind.setdefault(key, []).append(row)
-        hidden = {key_or_none(name) for name, _ in self._table}
-        shown: list[dict[str, Any]] = []
-        for row in rows:
-            key = _key_of(row)
-            if key is None or key not in hidden:
-                shown.append(row)
-            if key is not None:
-                shown += behind.pop(key, ())
+                row = {**known[key], "name": name, "model": name, ALIAS_FIELD: list(models)}
+                behind.setdefault(key, []).append((_key(name), row))
+        shown: list[Listed] = []
+        for key, row in rows:
+            if key not in self._by_key:
+                shown.append((key, row))
+            shown += behind.pop(key, ())
         return shown
 
 
@@ -66,6 +65,6 @@ def turn(
     return found
 
 
-def _key_of(row: dict[str, Any]) -> ModelKey | None:
-    name = row.get("name")
-    return key_or_none(name) if isinstance(name, str) else None
+def _key(name: str) -> ModelKey:
+    """What an alias is looked up by: any text may be one."""
+    return key_or_none(name) or ModelKey(name)

@@ -47,6 +47,7 @@ _POST: Final = {
     "/v1/embeddings": Route.V1_EMBEDDINGS,
     "/v1/responses": Route.V1_RESPONSES,
     "/v1/messages": Route.V1_MESSAGES,
+    "/v1/audio/transcriptions": Route.V1_TRANSCRIPTIONS,
 }
 _MODELS: Final = "/v1/models/"
 

@@ -13,6 +13,7 @@ from typing import Protocol as Interface
 
 import trio
 
+from core.aliases import Aliases
 from core.events import (
     AttemptEnded,
     Ending,
@@ -30,13 +31,16 @@ from core.events import (
     Wait,
 )
 from core.units import AgentId, RequestId
-from edge.body import Body, BodyBudget, BodyFacts, inspect_async, inspect_ordinary, read_body
+from edge.as_sent import as_sent, read_facts
+from edge.body import Body, BodyBudget, BodyFacts, inspect_ordinary, read_body
 from edge.capture import Capture, Recorder
 from edge.denied import Denied
 from edge.desk import Decider, Desk
 from edge.headers import answer_head, error_body, error_response, own_request, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
-from edge.relay import Failed, Good, Kept, give_whole, open_answer, pour
+from edge.relay import Failed, Good, Kept, Poured, give_whole, open_answer, pour
+from edge.resume import Resumable, resumable
+from edge.splice import Patched
 from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
 
 STALE_WITHIN_S: Final = 1.0
@@ -64,6 +68,14 @@ class JudgeModel(Interface):
     def __call__(self, client: str, model: str | None, /, *, told_once: bool) -> Denied | None: ...
 
 
+class Explainer(Interface):
+    """Tells those who may know why a request went to its node."""
+
+    async def is_for(self, conn: ClientConnection, head: RequestHead, /) -> bool: ...
+
+    def line(self, request_id: RequestId, /) -> str: ...
+
+
 def _open_to_all(_client: str, _model: str | None, /, *, told_once: bool) -> Denied | None:
     return None
 
@@ -75,6 +87,8 @@ class ProxyOptions:
     answer_hold_bytes: int
     first_token_timeout_s: float | None = None
     stall_timeout_s: float | None = None
+    resume: bool = False
+    """Streams of plain text may go on from another node."""
 
 
 async def _loaded_nowhere_else(_: str) -> str:
@@ -97,6 +111,8 @@ class Proxy:
         judge_model: JudgeModel = _open_to_all,
         unload_elsewhere: Callable[[str], Awaitable[str]] = _loaded_nowhere_else,
         recorder: Recorder | None = None,
+        aliases: Aliases | None = None,
+        explainer: Explainer | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._decider = decider
@@ -109,6 +125,8 @@ class Proxy:
         self._judge_model = judge_model
         self._unload_elsewhere = unload_elsewhere
         self._recorder = recorder
+        self._aliases = aliases
+        self._explainer = explainer
         self._clock = clock
         self._live: dict[RequestId, _One] = {}
 
@@ -143,16 +161,23 @@ class Proxy:
             elif body.data is not None:
                 facts = inspect_ordinary(route, body.data)
             if facts is None:
-                facts = await inspect_async(route, body, content_type=head.fields.get(b"content-type", b""))
+                facts = await read_facts(route, head, body, self._budget)
             request_id = self._new_id()
             client = self._client_of(conn, head)
-            if client.startswith(KEYED) and (denied := self._judge_model(client, facts.model, told_once=facts.named_once)) is not None:
-                await conn.send(denied.response(route.protocol, request_id, keep_alive=not conn.must_close))
-                return
-            if facts.unload and facts.model is not None and (problem := await self._unload_elsewhere(facts.model)):
+            model = facts.model
+            others: tuple[str, ...] = ()
+            if self._aliases or client.startswith(KEYED):
+                model, others, denied = self._models(client, facts)
+                if denied is not None:
+                    await conn.send(denied.response(route.protocol, request_id, keep_alive=not conn.must_close))
+                    return
+            if facts.unload and model is not None and (problem := await self._unload_elsewhere(model)):
                 await conn.send(error_response(500, problem, request_id=request_id, keep_alive=not conn.must_close))
                 return
             one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
+            one.model = None if model is facts.model else model
+            if self._explainer is not None and head.fields.get(b"x-explain") == b"1" and await self._explainer.is_for(conn, head):
+                one.explainer = self._explainer
             if self._recorder is not None:
                 one.capture = self._recorder.open(request_id, conn, head, route, stream=facts.stream)
             self._live[request_id] = one
@@ -162,7 +187,8 @@ class Proxy:
                     RequestCame(
                         request_id=request_id,
                         route=route,
-                        model=facts.model,
+                        model=model,
+                        others=others,
                         client=client,
                         stream=facts.stream,
                         runner_options=facts.runner_options,
@@ -182,8 +208,20 @@ class Proxy:
                     settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
                 self._decider.apply(settled)
                 self._decider.close_desk(request_id)
+                one.close()
         finally:
             body.close()
+
+    def _models(self, client: str, facts: BodyFacts) -> tuple[str | None, tuple[str, ...], Denied | None]:
+        """The model that is asked for and those that will do as well, as far as the client may reach them; or why it may reach none."""
+        models = self._aliases.models(facts.model) if self._aliases else ()
+        if not client.startswith(KEYED):
+            return (models[0], models[1:], None) if models else (facts.model, (), None)
+        judged = [(model, self._judge_model(client, model, told_once=facts.named_once)) for model in models or (facts.model,)]
+        allowed = [model for model, denied in judged if denied is None]
+        if not allowed:
+            return facts.model, (), judged[0][1]
+        return allowed[0], tuple(model for model in allowed[1:] if model is not None), None
 
 
 class _One:
@@ -194,8 +232,8 @@ class _One:
     """
 
     __slots__ = (
-        "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept", "progress",
-        "proxy", "request_id", "route", "stream", "upstream",
+        "_decoded", "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept",
+        "model", "progress", "proxy", "request_id", "resumable", "route", "sent", "sent_head", "stream", "upstream",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn: ClientConnection, head: RequestHead, route: Route, body: Body, stream: bool, desk: Desk) -> None:
@@ -207,8 +245,18 @@ class _One:
         self.stream = stream
         self.desk = desk
         self.request_id = desk.request_id
+        self.sent: Body | Patched = body
+        """The body that the node gets, and the head, where they are not as they came."""
+        self.sent_head = head
+        self.model: str | None = None
+        """The model to name to the node; None: the one that the body names."""
+        self.resumable: Resumable | None = None
+        """Keeps what the client got, for another node to go on from; None: no other node can."""
+        self._decoded: Body | None = None
         self.kept: tuple[Kept, str] | None = None
         """The last node's own error answer, and that node's name."""
+        self.explainer: Explainer | None = None
+        """Set when the client asked why, and may know."""
         self.capture: Capture | None = None
         """Takes what history wants; None: it wants nothing."""
         self.agent_id: AgentId | None = None
@@ -251,9 +299,14 @@ class _One:
                     effect = await self._wait()
                 match effect:
                     case Forward(lease=lease, unload=unload):
+                        self.model = effect.model or self.model
+                        if self.model is not None or effect.raise_context is not None or self.resumable is not None:
+                            await self._dress(effect.raise_context)
                         settled = await self._attempt(lease, unload)
                         if settled is not None:
                             return settled
+                    case PassOn() | Refuse() if self.resumable is not None and self.resumable.broken:
+                        return self._settled(await self.resumable.end(None, self.conn, capture=self.capture), 200)
                     case PassOn():
                         return await self._pass_on(effect)
                     case Refuse():
@@ -263,6 +316,21 @@ class _One:
         except ClientGone:
             self.conn.must_close = True
             return Settled(request_id=self.request_id, ending=Ending.CANCELLED, status=499, message="the client left")
+
+    async def _dress(self, raise_context: int | None) -> None:
+        """Make the request what the next node is to get. Raises HttpError 503."""
+        self.close()
+        resumable, budget = self.resumable, self.proxy._budget
+        more = resumable.patches() if resumable is not None and resumable.broken else ()
+        made = await as_sent(self.route, self.head, self.body, budget, model=self.model, raise_context=raise_context, more=more)
+        self.sent_head, self.sent, self._decoded = made.head, made.body, made.decoded
+
+    def close(self) -> None:
+        """Give back what was made of the body."""
+        decoded, self._decoded = self._decoded, None
+        if decoded is not None:
+            self.sent = self.body
+            decoded.close()
 
     async def _wait(self) -> Forward | Wait | PassOn | Refuse:
         """The next effect; a client that leaves meanwhile ends the request."""
@@ -287,7 +355,11 @@ class _One:
                 await self._make_room(lease, unload)
             limit_s = self.proxy._options.first_token_timeout_s
             opened = await (self._open_within(lease, limit_s) if limit_s else self._open(lease))
+            if self.resumable is not None and self.resumable.broken and isinstance(opened, Good) and opened.judge is None:
+                opened = Failed(failure=Failure.GARBLED, text="the node was asked for the rest of a stream, and its answer is none")
             if isinstance(opened, Good) and self._ended is None:
+                if self.proxy._options.resume and self.resumable is None and opened.judge is not None:
+                    self.resumable = await resumable(self.route, self.body)
                 return await self._answer(opened, lease)
         finally:
             self.desk.end()
@@ -324,8 +396,8 @@ class _One:
                 finally:
                     pool.give_back(conn)
 
-    async def _answer(self, good: Good, lease: Lease) -> Settled:
-        """Pour a good answer out."""
+    async def _answer(self, good: Good, lease: Lease) -> Settled | None:
+        """Pour a good answer out. None: its rest is to come from another node."""
         upstream = self.upstream
         assert upstream is not None
         if not good.whole:  # else the settlement, which follows at once, says it all
@@ -336,15 +408,42 @@ class _One:
             if capture is not None:
                 capture.take(good.first)
             poured = await give_whole(good, upstream, self.conn, head_bytes=head_bytes, route=self.route)
+        elif self.resumable is not None:
+            went = await self.resumable.pour(good, upstream, self.conn, head_bytes=head_bytes, capture=capture)
+            if not isinstance(went, Poured):
+                self._ask_for_the_rest(self.resumable, *went)
+                return None
+            poured = went
         else:
             on_chunk = None if capture is None else capture.take
             poured = await pour(good, upstream, self.conn, head_bytes=head_bytes, route=self.route, on_chunk=on_chunk)
+        return self._settled(poured, good.head.status)
+
+    def _ask_for_the_rest(self, resumable: Resumable, failure: Failure, text: str) -> None:
+        """The client has the beginning of an answer: ask the router for a node that goes on."""
+        if self.conn.gone:
+            raise ClientGone
+        failure = self._ended or failure
+        self.proxy._decider.apply(
+            AttemptEnded(
+                request_id=self.request_id,
+                failure=failure,
+                status=500 if failure is Failure.ANSWERED else 0,
+                text=text[:4096],
+                resume=True,
+                thinks_unasked=resumable.asked.thinks_unasked,
+            )
+        )
+
+    def _settled(self, poured: Poured, status: int) -> Settled:
+        """What the router is told of an answer that was poured out."""
         failure = poured.node_failure
+        resumed = self.resumable is not None and self.resumable.broken and poured.clean
         return Settled(
             request_id=self.request_id,
             ending=_SUCCESS if poured.clean else _ERROR,
-            status=good.head.status,
-            message=poured.error_text,
+            status=status,
+            message=self.resumable.note if resumed and self.resumable is not None else poured.error_text,
             node_fault=failure if failure is None or self._ended is None else self._ended,
             usage=poured.usage,
             body_bytes=poured.body_bytes,
@@ -409,22 +508,22 @@ class _One:
         self.progress, self.heard_at = 0, self.proxy._clock()
         head = self._request_head(lease)
         try:
-            data = self.body.data
+            data = self.sent.data
             if data is not None and len(data) <= ONE_SEND_BYTES:
                 await upstream.send(head + data)
             else:
                 await upstream.send(head)
-                await self.body.send_to(upstream)
+                await self.sent.send_to(upstream)
         except UpstreamCut as error:
             return Failed(failure=Failure.NOT_TAKEN, text=str(error))
         return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.proxy._options.answer_hold_bytes)
 
     def _request_head(self, lease: Lease) -> bytes:
         return request_head(
-            self.head,
+            self.sent_head,
             lease.upstream,
             request_id=self.request_id,
-            body_length=self.body.length,
+            body_length=self.sent.length,
             client_host=self.conn.peer_host,
             extra=self._credential(lease),
         )
@@ -446,13 +545,15 @@ class _One:
         extra = [(b"X-Request-Id", self.request_id.encode())]
         if node is not None:
             extra.append((b"X-Ollama-Node", safe_value(node)))
+        if self.explainer is not None:
+            extra.append((b"X-Explain", safe_value(self.explainer.line(self.request_id))))
         return extra
 
     def _head_bytes(self, good: Good, lease: Lease) -> bytes:
         framing = good.framing_for(self.head)
         if framing == "close":
             self.conn.must_close = True
-        return answer_head(
+        made = answer_head(
             good.head,
             framing=framing,
             length=good.length,
@@ -460,6 +561,9 @@ class _One:
             request_id=self.request_id.encode(),
             node=lease.agent_name,
         )
+        if self.explainer is not None:
+            made = b"%b\r\nX-Explain: %b\r\n\r\n" % (made[:-4], safe_value(self.explainer.line(self.request_id)))
+        return made
 
     async def _pass_on(self, effect: PassOn) -> Settled:
         """The last node's own answer, as it came."""

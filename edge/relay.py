@@ -213,7 +213,7 @@ async def pour(
             on_chunk(good.first)
         return await give_whole(good, conn, client, head_bytes=head_bytes, route=route)
     data = good.first
-    out = head_bytes + _framed(good, data) if data else head_bytes
+    out = head_bytes + framed(good, data) if data else head_bytes
     judge = good.judge
     cut: UpstreamCut | None = None
     while True:
@@ -233,15 +233,13 @@ async def pour(
             break
         if not data:
             break
-        out += _framed(good, data)
-    return await _finish(good, conn, client, route, out, cut)
+        out += framed(good, data)
+    return await finish(good, client, route, out, cut, chunks=conn.chunks_seen)
 
 
-async def _finish(
-    good: Good, conn: UpstreamConnection, client: ClientConnection, route: Route, out: bytes, cut: UpstreamCut | None
-) -> Poured:
-    """Judge how the node ended, and end so."""
-    poured = Poured(body_bytes=good.body_bytes, chunks=conn.chunks_seen)
+async def finish(good: Good, client: ClientConnection, route: Route, out: bytes, cut: UpstreamCut | None, *, chunks: int) -> Poured:
+    """Judge how the node ended, and end so, after `out`. `cut`: how its connection ended, if not well. Raises ClientGone."""
+    poured = Poured(body_bytes=good.body_bytes, chunks=chunks)
     judge = good.judge
     told = judge is None  # the answer itself says that it is over, or cannot say so
     if judge is not None:
@@ -266,13 +264,14 @@ async def _finish(
     else:
         client.must_close = True
         if judge is not None and not told:
-            out += _framed(good, in_band_error(route, poured.error_text, mid_line=judge.mid_line))
+            out += framed(good, in_band_error(route, poured.error_text, mid_line=judge.mid_line))
     if out:
         await client.send(out)
     return poured
 
 
-def _framed(good: Good, data: bytes) -> bytes:
+def framed(good: Good, data: bytes) -> bytes:
+    """`data` as it is sent: one chunk, where the answer is sent in chunks."""
     return b"%x\r\n%b\r\n" % (len(data), data) if good.framing == "chunked" else data
 
 

@@ -12,6 +12,7 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from core import fleet
+from core.aliases import ALIAS_FIELD, Aliases
 from core.fleet import NodeInventory, Row
 from core.units import ModelKey
 from edge.headers import go_json
@@ -29,7 +30,7 @@ FIRST_VERSION: Final = "0.0.0"
 
 def add_routes(app: QuartTrio, web: Web) -> None:
     """Ollama's routes that no single node answers."""
-    lists = _Lists(web.driver.router.inventories)
+    lists = _Lists(web.driver.router.inventories, Aliases(web.settings.aliases))
     version = [FIRST_VERSION]
 
     @app.get("/")
@@ -66,8 +67,9 @@ def add_routes(app: QuartTrio, web: Web) -> None:
 class _Lists:
     """The fleet's lists as bytes. What changed is merged and written anew, a step at a time, by the first who asks; nothing else is."""
 
-    def __init__(self, nodes: Callable[[], list[NodeInventory]]) -> None:
+    def __init__(self, nodes: Callable[[], list[NodeInventory]], aliases: Aliases) -> None:
         self._nodes = nodes
+        self._aliases = aliases
         self._index = fleet.TagsIndex()
         self._lock = trio.Lock()
         self._written: dict[ModelKey, tuple[Row, bytes, bytes]] = {}
@@ -111,16 +113,22 @@ class _Lists:
         return nodes
 
     async def _write(self) -> None:
-        rows, written = self._index.rows, {}
+        rows = self._aliases.listed(self._index.rows) if self._aliases else self._index.rows
+        written = {}
         for number, (key, row) in enumerate(rows, 1):
             known = self._written.get(key)
-            written[key] = known if known is not None and known[0] is row else (row, go_json(row), go_json(fleet.v1_model(row)))
+            written[key] = known if known is not None and known[0] is row else (row, go_json(row), go_json(_v1_row(row)))
             if number % WRITE_ROWS == 0:
                 await trio.lowlevel.checkpoint()
         self._written = written
         self._tags = b'{"models":[%b]}' % b",".join([tags for _, tags, _ in written.values()])
         data = b",".join([v1 for _, _, v1 in written.values()])
         self._v1_models = b'{"object":"list","data":[%b]}\n' % data if rows else _NO_V1_MODELS
+
+
+def _v1_row(row: Row) -> Row:
+    told = {ALIAS_FIELD: row[ALIAS_FIELD]} if ALIAS_FIELD in row else {}
+    return {**fleet.v1_model(row), **told}
 
 
 _NO_V1_MODELS: Final = b'{"object":"list","data":null}\n'
