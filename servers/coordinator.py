@@ -14,6 +14,7 @@ import structlog
 import trio
 from quart_trio import QuartTrio
 
+from core.aliases import Aliases
 from core.errors import ConfigError, RemoteError
 from core.events import Record, Upstream
 from core.router import Router
@@ -198,12 +199,14 @@ class Coordinator:
                 answer_hold_bytes=config.answer_hold_bytes,
                 first_token_timeout_s=settings.first_token_timeout_s,
                 stall_timeout_s=settings.stall_timeout_s,
+                resume=settings.resume == "text",
             ),
             new_id=clock.new_request_id,
             credential_of=self.tokens.credential_of,
             client_of=access.client_of,
             judge_model=access.judge_model,
             unload_elsewhere=moves.unload,
+            aliases=Aliases(settings.aliases),
             clock=tick,
         )
 

@@ -60,9 +60,6 @@ OLLAMA_METHODS: Final = {
 OLLAMA_PREFIXES: Final = {"/api/blobs/": ("HEAD", "POST"), "/api/user/keys/": ("DELETE",), "/v1/models/": ("GET",)}
 """Its paths that end in a name without a slash."""
 
-NOT_YET: Final = frozenset(("/v1/audio/transcriptions",))
-"""Ollama's paths that this version does not serve."""
-
 OUR_PREFIXES: Final = (
     "/api/agents", "/api/admin/", "/api/requests/", "/api/metrics/", "/api/queue", "/api/health", "/api/placement", "/api/keys",
 )  # fmt: skip
@@ -220,7 +217,7 @@ def ollama_refusal(method: str, path: str) -> Response | None:
     if allowed is not None:
         if method not in allowed:
             return plain(405, "405 method not allowed", allow=allowed)
-        return error(501, f"{path} is not available through this version of the router: use it on a node") if path in NOT_YET else None
+        return None
     if path.endswith("/") and methods_of(path[:-1]) is not None:
         return _moved(path[:-1], 301 if method == "GET" else 307)
     return None

@@ -357,10 +357,6 @@ async def test_a_slash_too_many(house: House) -> None:
     assert (await house.ask("POST", "/api/tags/")).status == 307
 
 
-async def test_what_this_version_does_not_serve_says_so(house: House) -> None:
-    assert (await house.ask("POST", "/v1/audio/transcriptions", {"model": "x"})).status == 501
-
-
 async def test_a_wrong_method_on_a_path_of_ours(house: House) -> None:
     answer = await house.ask("PATCH", "/api/agents")
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD, POST")
