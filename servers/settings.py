@@ -51,6 +51,7 @@ class Settings:
     backends: tuple[Backend, ...] = ()
     aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
     resume: str = "off"
+    raise_context: bool = False
     cloud: bool = False
     preload: bool = False
     nginx_direct: bool = False
@@ -95,6 +96,7 @@ class Settings:
             queue_max=self.queue_max,
             queue_per_client=self.queue_per_client,
             queue_timeout_s=self.queue_timeout_s,
+            raise_context=self.raise_context,
         )
 
 
@@ -329,6 +331,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting("LOAD_BALANCER_MODE", "load_balancer_mode", _one_of(*STRATEGIES), f"one of {', '.join(STRATEGIES)}", "how a node is chosen"),
     Setting("OLLAMA_BACKENDS", "backends", _backends, _BACKENDS, "nodes without an agent"),
     Setting("ROUTER_ALIASES", "aliases", _aliases, "name=model,model;name=model", "other names for models"),
+    Setting("ROUTER_RAISE_CONTEXT", "raise_context", _bool, _BOOL, "raise a smaller num_ctx to the loaded one, to spare a reload"),
     Setting("ROUTER_RESUME", "resume", _one_of("off", "text"), "off or text", "resume an answer elsewhere in mid-stream"),
     Setting("ROUTER_CLOUD", "cloud", _bool, _BOOL, "cloud models allowed", active=False),
     Setting("ROUTER_PRELOAD", "preload", _bool, _BOOL, "placement may load models", active=False),

@@ -22,6 +22,7 @@ WRONG = {
         "a=http://gpu1,b=http://gpu1",
     ],
     "ROUTER_ALIASES": ["x", "=y", "a=b;a=c", "a="],
+    "ROUTER_RAISE_CONTEXT": ["perhaps"],
     "ROUTER_RESUME": ["on"],
     "ROUTER_CLOUD": ["maybe"],
     "ROUTER_PRELOAD": ["2"],
@@ -106,6 +107,8 @@ def test_nothing_set_is_the_defaults() -> None:
     assert load({}) == Settings()
     assert load({setting.name: "  " for setting in TABLE}) == Settings()
     assert Settings().router_config().queue_max == 1024
+    assert not Settings().router_config().raise_context
+    assert Settings(raise_context=True).router_config().raise_context
 
 
 def test_the_queue_of_one_client_follows_a_smaller_queue() -> None:
