@@ -28,6 +28,8 @@ from core.units import MICROS_PER_S, NEVER, AgentId, Instant, ModelKey, RequestI
 SILENCE_S: Final = 30.0
 """Longer than the 20.3 s after which Ollama itself replaces a runner that is frozen."""
 PREFILL_TIMES: Final = 4
+SHORTEST_S: Final = 0.001
+"""A deadline lies ahead, whatever rounding has made of what is left."""
 LEAKS_MAX: Final = 2
 """So often one request is taken off a node as a leak's victim; after that it is like any other whose node went away."""
 
@@ -157,7 +159,7 @@ class Leaks:
             if runner is None:
                 del self._watched[request_id]  # another one runs there by now
             elif left_s > 0:
-                self._watched[request_id] = Instant(now + left_s)
+                self._watched[request_id] = Instant(now + max(left_s, SHORTEST_S))
             else:
                 del self._watched[request_id]
                 effects += self._quarantined_for(request, agent, key, now)

@@ -468,11 +468,12 @@ class Registry:
                 self.changes.refreshed.append(agent.id)
                 self._touch()
         if loaded is not None:
-            before, loading = agent.inventory.resident, len(agent.inventory.loading)
+            before, loading, contexts = agent.inventory.resident, len(agent.inventory.loading), dict(agent.inventory.contexts)
             rows = agent.inventory.report_loaded(loaded, asked_at=asked_at, now=now)
             agent.room.saw_rows(rows)
             _learn_room(agent, before)
-            if len(agent.inventory.loading) != loading or agent.inventory.resident.keys() != before.keys():
+            inventory = agent.inventory
+            if len(inventory.loading) != loading or inventory.contexts != contexts or inventory.resident.keys() != before.keys():
                 self.changes.touched = True
 
     def _set_slots(self, agent: Agent, slots: int | None) -> None:

@@ -315,7 +315,7 @@ class Router:
             self._speeds.refresh(agent.id)
             self._look = True
         if key is not None and not came.unload:
-            if key in inventory.loading or key not in inventory.resident:
+            if key in inventory.loading or key not in inventory.resident or inventory.options.get(key) != request.ask.options:
                 self._look = True  # a load is through, whoever began it
             inventory.saw_loaded(key, request.ask.options, now=now)
 

@@ -18,7 +18,19 @@ from core.names import key_or_none
 from core.simulation.actors import Alarm, Answer, Clock, Connection, Stage
 from core.simulation.network import DOWN, UP
 from core.simulation.node import SimulatedNode
-from core.simulation.node_words import Came, Change, Finished, Left, LoadFailed, ModelTiming, NodeTiming, Produced, Refused, RunnerChanged
+from core.simulation.node_words import (
+    Came,
+    Change,
+    Finished,
+    Left,
+    LoadFailed,
+    ModelTiming,
+    NodeTiming,
+    Produced,
+    Refused,
+    RunnerChanged,
+    UnloadAsked,
+)
 from core.simulation.prng import Prng
 from core.units import Instant
 
@@ -82,6 +94,8 @@ class Machine:
         self._paused = False
         self._inbox: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._failing, self._failing_until = "", 0.0
+        self._pins = True
+        """Whether clients can have a model kept in memory for ever."""
         self._speed = 1.0
         self._clock = Clock(now=stage.now)
         self._link_clock = Clock(now=stage.now)
@@ -243,6 +257,23 @@ class Machine:
         elif self._connections.pop(connection.key, None) is not None:
             self._ollama_effects(self._node.handle(Left(connection.key), now=self._clock.local(now=self._stage.now)))
 
+    def unload(self, name: str) -> None:
+        """The coordinator asks it to unload a model."""
+        if self._paused:
+            self._inbox.append((self.unload, (name,)))
+        elif self.up and self.ollama_up:
+            key = key_or_none(name)
+            held = next((model for model in self._held if key_or_none(model) == key), None)
+            if held is not None:
+                self._ollama_effects(self._node.handle(UnloadAsked(held), now=self._clock.local(now=self._stage.now)))
+
+    def unpin(self) -> None:
+        """Nothing stays in its memory for ever (any more)."""
+        self._pins = False
+        for row in self._node.loaded(now=self._clock.local(now=self._stage.now)) if self.up and self.ollama_up else ():
+            if row.expires_at == float("inf"):
+                self.unload(row.model)
+
     def _serve(self, connection: Connection) -> None:
         ask = connection.ask
         how = self._fault()
@@ -259,6 +290,8 @@ class Machine:
             self._stage.at(self._stage.now + SOON_S, self._say, connection, refusal)
             return
         if ask.kind in ("show", "unload"):
+            if ask.kind == "unload":
+                self.unload(name)
             self._stage.at(self._stage.now + SOON_S, self._say, connection, Answer(first=True, end=True, usage=Usage()))
             return
         self._connections[connection.key] = connection
@@ -268,7 +301,7 @@ class Machine:
             prompt_tokens=0 if ask.kind == "load" else ask.input_tokens,
             output_tokens=ask.output_tokens,
             num_ctx=ask.num_ctx,
-            keep_alive_s=ask.keep_alive_s,
+            keep_alive_s=ask.keep_alive_s if self._pins or (ask.keep_alive_s or 0.0) >= 0 else None,
             conversation="" if ask.conversation is None else str(ask.conversation),
             hold_at=1 if how == "cut" and ask.output_tokens > 1 else None,
             load_error="llama runner process has terminated" if how == "load_error" else "",

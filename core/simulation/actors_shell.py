@@ -72,7 +72,9 @@ class Witness(Protocol):
 class Serving:
     """A client's request at the coordinator."""
 
-    __slots__ = ("answers", "ask", "came", "connection", "cut_reason", "first", "in_turn", "kept", "lease", "over", "request_id", "woken")
+    __slots__ = (
+        "answers", "ask", "came", "connection", "cut", "early_cut", "first", "in_turn", "kept", "lease", "over", "request_id", "woken",
+    )  # fmt: skip
 
     def __init__(self, request_id: RequestId, ask: Ask, came: RequestCame) -> None:
         self.request_id, self.ask, self.came = request_id, ask, came
@@ -81,7 +83,10 @@ class Serving:
         """Of the attempt that runs."""
         self.lease: Lease | None = None
         self.first = self.over = self.in_turn = self.woken = False
-        self.cut_reason: str | None = None
+        self.cut: Cut | None = None
+        """What ends the attempt that runs."""
+        self.early_cut: Cut | None = None
+        """What ends the attempt that was ordered, as soon as it begins."""
         self.kept: tuple[int, str] | None = None
         """The last node's own error answer."""
 
@@ -241,7 +246,7 @@ class Shell:
     def heard(self, connection: Connection, answer: Answer) -> None:
         """A node's answer arrived."""
         serving = self._by_id.get(connection.came.request_id)
-        if serving is None or serving.connection is not connection or serving.cut_reason is not None:
+        if serving is None or serving.connection is not connection or serving.cut is not None:
             return
         if answer.failure is not None:
             self._failed(serving, answer)
@@ -274,8 +279,10 @@ class Shell:
     def _put(self, serving: Serving, effect: Forward | Wait | Refuse | PassOn | Cut) -> None:
         if isinstance(effect, Cut):
             if serving.connection is not None:
-                serving.cut_reason = effect.reason
+                serving.cut = effect
                 self._wake(serving)
+            elif any(isinstance(answer, Forward) for answer in serving.answers):
+                serving.early_cut = effect
             return
         serving.answers.append(effect)
         if not serving.in_turn and serving.connection is None:
@@ -290,23 +297,43 @@ class Shell:
         serving.woken = False
         if serving.over:
             return
-        if serving.cut_reason is not None:
-            reason, serving.cut_reason = serving.cut_reason, None
-            self._close(serving)
-            if serving.first:
-                self._settle(serving, Ending.ERROR, 200, reason, node_fault=Failure.VANISHED)
-            else:
-                self._attempt_ended(serving, Failure.VANISHED, 0, reason)
+        if serving.cut is not None:
+            self._cut_off(serving, serving.cut)
             return
         serving.in_turn = True
         self._turn(serving)
+
+    def _cut_off(self, serving: Serving, cut: Cut) -> None:
+        """Close the connection, have the node unload what it is to unload, and only then say that the attempt is over."""
+        serving.cut = None
+        connection = serving.connection
+        self._close(serving)
+        if serving.first:
+            self._settle(serving, Ending.ERROR, 200, cut.reason, node_fault=Failure.VANISHED)
+        elif connection is None or not cut.unload or not self._stage.network.reachable(connection.node, now=self._stage.now):
+            self._attempt_ended(serving, Failure.VANISHED, 0, cut.reason)
+        else:
+            at = self._unload(connection, cut.unload)
+            self._stage.at(at + self._stage.options.delay_s, self._unloaded, serving, cut.reason)
+
+    def _unloaded(self, serving: Serving, reason: str) -> None:
+        if not serving.over:
+            self._attempt_ended(serving, Failure.VANISHED, 0, reason)
+
+    def _unload(self, connection: Connection, models: tuple[str, ...]) -> float:
+        """Have the node unload these; returns when it is told."""
+        stage = self._stage
+        at = connection.arrives_down = stage.network.stream(connection.node, DOWN, now=stage.now, after=connection.arrives_down)
+        for model in models:
+            stage.at(at, self.machines[connection.node].unload, model)
+        return at
 
     def _turn(self, serving: Serving) -> None:
         """Carry out what lies on the desk."""
         while serving.answers and serving.connection is None and not serving.over:
             match serving.answers.popleft():
-                case Forward(lease=lease):
-                    self._attempt(serving, lease)
+                case Forward(lease=lease, unload=unload):
+                    self._attempt(serving, lease, unload)
                 case Refuse() as refuse:
                     self._settle(serving, Ending.ERROR, refuse.status, refuse.text)
                 case PassOn():
@@ -316,18 +343,22 @@ class Shell:
                     pass
         serving.in_turn = False
 
-    def _attempt(self, serving: Serving, lease: Lease) -> None:
+    def _attempt(self, serving: Serving, lease: Lease, unload: tuple[str, ...]) -> None:
         node = int(lease.upstream.host.removeprefix("node-"))
         machine, stage = self.machines[node], self._stage
         connection = Connection(lease.id, node, serving.ask, serving.came, via_gateway=lease.upstream.gateway)
-        serving.connection, serving.lease, serving.cut_reason = connection, lease, None
+        serving.connection, serving.lease = connection, lease
+        serving.cut, serving.early_cut = serving.early_cut, None
         met = machine.dial(via_gateway=lease.upstream.gateway) if stage.network.reachable(node, now=stage.now) else "silence"
         if met == "open":
+            self._unload(connection, unload)
             connection.arrives_down = stage.network.stream(node, DOWN, now=stage.now, after=connection.arrives_down)
             stage.at(connection.arrives_down, machine.taken, connection)
         else:
             after_s = DIAL_S if met == "silence" else stage.options.delay_s
             stage.at(stage.now + after_s, self.heard, connection, Answer(failure=Failure.REFUSED, text="no connection"))
+        if serving.cut is not None:
+            self._wake(serving)
 
     def _close(self, serving: Serving) -> None:
         """Close the connection to the node, if there is one."""

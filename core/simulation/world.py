@@ -321,6 +321,7 @@ class World:
         for machine in self.machines:
             machine.slow(100)
             machine.fail("", 0.0)
+            machine.unpin()
             machine.resume()
             machine.drift(100)
             if machine.index not in survivors:

@@ -221,3 +221,13 @@ def test_a_bounded_number_of_models_is_told_apart_by_options() -> None:
         displacement.came(normalise(f"m{number}"), "num_ctx=1", now=Instant(1.0))
     displacement.came(normalise("m"), "", now=Instant(1.0))
     assert len(displacement._mixed) == MODELS_MAX
+
+
+def test_a_report_of_another_context_lets_those_go_who_fit_it() -> None:
+    world = World()
+    node = world.backend("one", "m", slots=2)
+    world.ask("r1", runner_options="num_ctx=2048")
+    world.first("r1")
+    world.poll(node, loaded=[{**row("m"), "context_length": 2048}])
+    assert isinstance(answer(world.ask("r2"), "r2"), Wait), "the runner has other options"
+    assert node_of(world.poll(node, loaded=[{**row("m"), "context_length": 4096}]), "r2") == node
