@@ -40,7 +40,7 @@ BREAKS = (
 LEAVES = ("client leaves", "client leaves before the first token", "cancelled task leaves")
 REFUSED = "refused"
 """What the router's own rules forbid: not compared with a node, which would allow it. It must say so, and what to do instead."""
-OWN_KEYS = PASSING_KEYS | {"request_id", "_request_id", "item_id"}
+OWN_KEYS = PASSING_KEYS | {"completed_at", "request_id", "_request_id", "item_id"}
 TOLD_LATE = 4
 """Tokens that a node may have made for a client that had left: what was under way."""
 IDS = re.compile(r"\b(req|msg|call|chatcmpl|cmpl|resp|fc|rs)_?-?[0-9a-zA-Z]+\b")

@@ -1,5 +1,5 @@
 // OpenAI's official JavaScript library.
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { COMMON, MODELS, WEATHER, all, declare, leave, must, noticed, refused, serve } from "./speak.mjs";
 
 const HELLO = [{ role: "user", content: COMMON.hello }];
@@ -76,6 +76,10 @@ declare("/v1/embeddings", "several", async (url) => {
 });
 declare("/v1/embeddings", "unknown model", (url) => refused(() => at(url).embeddings.create({ model: "nosuch", input: "one" })));
 
+declare("/v1/audio/transcriptions", "whole", async (url) => {
+  const file = await toFile(Buffer.from("RIFF"), "a.wav");
+  return (await at(url).audio.transcriptions.create({ model: MODELS.audio, file })).text;
+});
 declare("/v1/responses", "whole", async (url) => {
   const answer = await responds(url, CHAT, COMMON.hello);
   return [answer.status, answer.output_text, answer.usage];

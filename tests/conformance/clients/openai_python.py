@@ -17,6 +17,7 @@ RESULT = [
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": "sunny", "tool_call_id": "call_1"},
 ]
+SOUND = b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0data\0\0\0\0"
 TOOL = {"type": "function", **COMMON["weather"]}
 CHAT, THINKER, VISION, EMBED = (MODELS[name] for name in ("chat", "thinker", "vision", "embed"))
 
@@ -199,6 +200,16 @@ def embeddings(url: str) -> Any:
 @case("/v1/embeddings", "unknown model")
 def embeddings_unknown(url: str) -> Any:
     return refused(lambda: at(url).embeddings.create(model="nosuch", input="one"), openai.NotFoundError)
+
+
+@case("/v1/audio/transcriptions", "whole")
+def transcription(url: str) -> Any:
+    return at(url).audio.transcriptions.create(model=MODELS["audio"], file=("a.wav", SOUND)).text
+
+
+@case("/v1/audio/transcriptions", "unknown model")
+def transcription_unknown(url: str) -> Any:
+    return refused(lambda: at(url).audio.transcriptions.create(model="nosuch", file=("a.wav", SOUND)), openai.NotFoundError)
 
 
 @case("/v1/responses", "whole")
