@@ -186,7 +186,7 @@ def _key(row: Any) -> ModelKey | None:
 _AS_IT_IS: Final = (
     "id", "name", "machine_name", "ip_address", "ollama_version", "ollama_port", "agent_api_port", "agent_version", "agentless",
     "simulated", "status", "state", "detail", "gpu_available", "gpu_count", "gpu_model", "custom_name", "tags", "notes", "weight",
-    "max_concurrent", "slots", "in_flight", "active_requests",
+    "max_concurrent", "slots", "slots_learned", "model_slots", "in_flight", "active_requests",
 )  # fmt: skip
 _LOAD: Final = (
     "cpu_usage", "memory_usage", "gpu_usage", "gpu_memory_usage", "gpu_memory_total_mb", "gpu_memory_used_mb", "gpu_temperature",
@@ -234,6 +234,9 @@ def summary_json(web: Web) -> dict[str, Any]:
         "active_requests": sum(agent.active_requests for agent in agents),
         "requests_in_flight": statistics.in_flight,
         "requests_waiting": statistics.waiting,
+        "model_loads": statistics.loads_total,
+        "model_reloads": statistics.reloads_total,
+        "model_reloads_avoided": statistics.reloads_avoided_total,
         "average_cpu_usage": mean("cpu_usage"),
         "average_memory_usage": mean("memory_usage"),
         "average_response_time_ms": mean("average_response_time_ms"),
