@@ -260,6 +260,7 @@ async def test_metrics_are_taken_and_used(house: House) -> None:
     summary = (await house.ask("GET", "/api/metrics/summary")).json
     assert (summary["total_agents"], summary["online_agents"], summary["active_requests"]) == (1, 1, 3)
     assert summary["average_cpu_usage"] == 45.5
+    assert (summary["model_loads"], summary["model_reloads"], summary["model_reloads_avoided"]) == (0, 0, 0)
     for wrong in (b'{"cpu_usage":101,"memory_usage":1}', b'{"cpu_usage":-1,"memory_usage":1}', b'{"cpu_usage":NaN,"memory_usage":1}'):
         assert (await house.ask("POST", path, wrong)).status in (400, 422)
     assert (await house.ask("POST", path, body, **STRANGER)).status == 401
