@@ -12,6 +12,8 @@ import trio
 from core.errors import LocalError
 from core.events import Cut, Effect, Event, Forward, PassOn, Refuse, RequestEffect, Wait
 from core.units import RequestId
+from edge.wire import ClientConnection
+from edge.wire_heads import RequestHead
 
 Answer = Forward | Wait | Refuse | PassOn
 
@@ -93,3 +95,13 @@ class Decider(Protocol):
 
     def close_desk(self, request_id: RequestId) -> None:
         """The request is settled; effects that still come for it are dropped."""
+
+
+class Explainer(Protocol):
+    """Tells those who may know why a request went to its node."""
+
+    async def is_for(self, conn: ClientConnection, head: RequestHead, /) -> bool:
+        """Whether this client may be told."""
+
+    def line(self, request_id: RequestId, /) -> str:
+        """Why, in one short line, as far as is known now."""

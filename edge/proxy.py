@@ -35,7 +35,7 @@ from edge.as_sent import as_sent, read_facts
 from edge.body import Body, BodyBudget, BodyFacts, inspect_ordinary, read_body
 from edge.capture import Capture, Recorder
 from edge.denied import Denied
-from edge.desk import Decider, Desk
+from edge.desk import Decider, Desk, Explainer
 from edge.headers import answer_head, error_body, error_response, own_request, request_head, response_head, safe_value, simple_response
 from edge.pool import DialFailed, Pool
 from edge.relay import Failed, Good, Kept, Poured, give_whole, open_answer, pour
@@ -127,6 +127,7 @@ class Proxy:
         self._recorder = recorder
         self._aliases = aliases
         self._explainer = explainer
+        self._explainer = explainer
         self._clock = clock
         self._live: dict[RequestId, _One] = {}
 
@@ -174,8 +175,12 @@ class Proxy:
             if facts.unload and model is not None and (problem := await self._unload_elsewhere(model)):
                 await conn.send(error_response(500, problem, request_id=request_id, keep_alive=not conn.must_close))
                 return
+            explainer = self._explainer
+            if explainer is not None and (head.fields.get(b"x-explain") != b"1" or not await explainer.is_for(conn, head)):
+                explainer = None
             one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
             one.model = None if model is facts.model else model
+            one.explainer = explainer
             if self._explainer is not None and head.fields.get(b"x-explain") == b"1" and await self._explainer.is_for(conn, head):
                 one.explainer = self._explainer
             if self._recorder is not None:
@@ -232,8 +237,8 @@ class _One:
     """
 
     __slots__ = (
-        "_decoded", "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "head", "heard_at", "kept",
-        "model", "progress", "proxy", "request_id", "resumable", "route", "sent", "sent_head", "stream", "upstream",
+        "_decoded", "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "explainer", "head",
+        "heard_at", "kept", "model", "progress", "proxy", "request_id", "resumable", "route", "sent", "sent_head", "stream", "upstream",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn: ClientConnection, head: RequestHead, route: Route, body: Body, stream: bool, desk: Desk) -> None:
@@ -255,6 +260,8 @@ class _One:
         self._decoded: Body | None = None
         self.kept: tuple[Kept, str] | None = None
         """The last node's own error answer, and that node's name."""
+        self.explainer: Explainer | None = None
+        """Set when the client asked why, and may know."""
         self.explainer: Explainer | None = None
         """Set when the client asked why, and may know."""
         self.capture: Capture | None = None

@@ -212,10 +212,11 @@ class Access:
                 raise RemoteError(denial.text, status=denial.status)
         elif area is Area.REGISTERING:
             await self.standing(caller)
-        elif not await self._is_allowed(area, caller, agent_id):
+        elif not await self.allows(area, caller, agent_id):
             raise RemoteError(AGENT_NEEDED if area is Area.AGENT else ADMIN_NEEDED, status=401)
 
-    async def _is_allowed(self, area: Area, caller: Caller, agent_id: str | None) -> bool:
+    async def allows(self, area: Area, caller: Caller, agent_id: str | None = None) -> bool:
+        """Whether `caller` may enter an area that is for admins, or for the agent of that id."""
         if self._mode == "off":
             return True
         if caller.token is not None:

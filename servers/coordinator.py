@@ -32,6 +32,7 @@ from servers.api import admin, agents, dump, fleet, health, keys, managing, mode
 from servers.api.web import OLLAMA_METHODS, Web, make_app
 from servers.catalogue import read_catalogue
 from servers.driver import Driver
+from servers.explain import Explainer
 from servers.keeping import Keeping
 from servers.listen import internal_socket, open_ports, ports_of, serve_web
 from servers.metrics import Metrics
@@ -207,6 +208,7 @@ class Coordinator:
             judge_model=access.judge_model,
             unload_elsewhere=moves.unload,
             aliases=Aliases(settings.aliases),
+            explainer=Explainer(driver, access),
             clock=tick,
         )
 
