@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from core.errors import RemoteError
 from core.keeping import Keeper, Policy, Site, Wish, checked
 from core.lifecycle import AgentState
 from core.names import key_or_none
@@ -69,7 +70,10 @@ class Keeping:
         for wish in self.keeper.wishes(sites, busy=busy, sizes=self.catalogue.sizes(), now=now):
             kind = Kind.DELETE if wish.delete else Kind.PULL
             what = What(kind=kind, agent_id=wish.agent_id, model=wish.model, origin=wish.origin)
-            (task_id,) = self._moves.ask([what], kept=True)
+            try:
+                (task_id,) = await self._moves.ask([what], kept=True)
+            except RemoteError:  # too many tasks: the next look is soon
+                return
             self._wished[task_id] = wish
 
     def default_for(self, agent_id: AgentId) -> tuple[str, str] | None:

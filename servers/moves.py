@@ -48,6 +48,8 @@ CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 LOOK_S: Final = 0.5
 """How often nodes and deadlines are looked at while there are tasks."""
 IDLE_LOOK_S: Final = 5.0
+AT_ONCE: Final = 10
+"""Tasks that are asked for or begun in one step of the loop."""
 UNLOAD_LIMIT_S: Final = 30.0
 """Ollama answers an unload at once, unless it is busy loading."""
 LISTED_WITHIN_S: Final = 10.0
@@ -75,14 +77,17 @@ class Moves:
 
     # ------------------------------------------------------------ asking
 
-    def ask(self, whats: Sequence[What], *, kept: bool) -> list[str]:
+    async def ask(self, whats: Sequence[What], *, kept: bool) -> list[str]:
         """Have all of this done; the tasks that do it, in order. Raises RemoteError, before anything is begun."""
         for what in whats:
             _ = what.keys  # names are checked before the first is asked for
         made: list[str] = []
-        for what in whats:
-            effects = self._apply(Asked(task_id=clock.new_request_id(), what=what, kept=kept, now_unix=clock.unix_ms()))
-            made += [effect.task_id for effect in effects if isinstance(effect, Joined)]
+        with trio.CancelScope(shield=True):  # who leaves meanwhile still leaves all of them
+            for number, what in enumerate(whats, 1):
+                effects = self._apply(Asked(task_id=clock.new_request_id(), what=what, kept=kept, now_unix=clock.unix_ms()))
+                made += [effect.task_id for effect in effects if isinstance(effect, Joined)]
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
         self._wake.set()
         return made
 
@@ -184,17 +189,21 @@ class Moves:
         async with trio.open_nursery() as self._nursery:
             while True:
                 self._wake = trio.Event()
-                self._look()
+                await self._look()
                 with trio.move_on_after(LOOK_S if self.tasks.unfinished else IDLE_LOOK_S):
                     await self._wake.wait()
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         if not self.tasks.unfinished:
             return
         nodes = self._driver.router.inventories()
         ready = frozenset(node.agent_id for node in nodes if node.ready)
-        self._apply(NodesSeen(known=frozenset(node.agent_id for node in nodes), ready=ready, now_unix=clock.unix_ms()))
-        self._carry_out(self.tasks.tick(now=self._driver.now(), now_unix=clock.unix_ms()))
+        seen = NodesSeen(known=frozenset(node.agent_id for node in nodes), ready=ready, now_unix=clock.unix_ms())
+        effects = self.tasks.handle(seen, now=self._driver.now())
+        effects += self.tasks.tick(now=self._driver.now(), now_unix=clock.unix_ms())
+        for at in range(0, len(effects), AT_ONCE):
+            self._carry_out(effects[at : at + AT_ONCE])
+            await trio.lowlevel.checkpoint()
         for begun in list(self._unheard.values()):
             if self.tasks.on(begun.what.agent_id) != begun:
                 del self._unheard[begun.what.agent_id]
@@ -222,6 +231,9 @@ class Moves:
     # ------------------------------------------------------------ the work
 
     def _begin(self, begun: Begin) -> None:
+        if self.tasks.on(begun.what.agent_id) != begun:  # cancelled before its turn came
+            self._over(begun.task_id, begun.attempt, Done(error="cancelled"))
+            return
         agent = self._driver.router.agent(begun.what.agent_id)
         if agent is None or self._nursery is None:
             self._over(begun.task_id, begun.attempt, Done(error="the node is not there", lost=True))

@@ -67,7 +67,7 @@ def _add_work(app: QuartTrio, web: Web) -> None:
         agents = await _pulled_by(web, key)
         must_fit(web, key, agents)
         whats = [What(kind=Kind.PULL, agent_id=agent.id, model=name.strip(), insecure=insecure) for agent in agents]
-        tasks = web.moves.ask(whats, kept=False)
+        tasks = await web.moves.ask(whats, kept=False)
         if streams:
             return Response(_pull_lines(web, agents, tasks, key), content_type="application/x-ndjson")
         return await _pull_whole(web, agents, tasks, key)
@@ -286,7 +286,7 @@ async def _known(web: Web, views: Sequence[TaskView], key: ModelKey) -> None:
 
 async def _everywhere(web: Web, whats: Sequence[What], ready: Sequence[AgentView]) -> None:
     """Have it done on all nodes, and wait for those that are ready; the others do it when they are back. Raises RemoteError 500."""
-    tasks = web.moves.ask(whats, kept=True)[: len(ready)]
+    tasks = (await web.moves.ask(whats, kept=True))[: len(ready)]
     with trio.move_on_after(WORK_LIMIT_S):
         await web.moves.finished(tasks)
     views = web.moves.views(tasks)

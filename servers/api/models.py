@@ -81,7 +81,7 @@ def _add_fleet_wide(app: QuartTrio, web: Web) -> None:
         agents = _targets(web, wanted)
         must_fit(web, key, agents)
         whats = [What(kind=Kind.PULL, agent_id=agent.id, model=wanted.model_name, insecure=wanted.insecure) for agent in agents]
-        return reply({"task_ids": web.moves.ask(whats, kept=True)}, 202)
+        return reply({"task_ids": await web.moves.ask(whats, kept=True)}, 202)
 
     @app.get("/api/models/policy")
     @guarded(web, Area.MANAGEMENT)
@@ -110,7 +110,7 @@ def _add_one_node(app: QuartTrio, web: Web) -> None:
         agent = agent_of(web, agent_id)
         must_fit(web, checked_name(name), [agent])
         what = What(kind=Kind.PULL, agent_id=agent.id, model=name, insecure=wanted.insecure)
-        return reply({"task_id": web.moves.ask([what], kept=True)[0]}, 202)
+        return reply({"task_id": (await web.moves.ask([what], kept=True))[0]}, 202)
 
     @app.delete("/api/agents/<agent_id>/models/<path:name>")
     @guarded(web, Area.MANAGEMENT)
@@ -122,7 +122,7 @@ def _add_one_node(app: QuartTrio, web: Web) -> None:
         may_go(web, key)
         spelled: Any = (row.get("name") or row.get("model")) if isinstance(row, dict) else row
         what = What(kind=Kind.DELETE, agent_id=agent.id, model=spelled)
-        return reply({"task_id": web.moves.ask([what], kept=True)[0]}, 202)
+        return reply({"task_id": (await web.moves.ask([what], kept=True))[0]}, 202)
 
 
 # ---------------------------------------------------------------- what may be asked
