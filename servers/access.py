@@ -155,6 +155,11 @@ class Access:
                 return KEYED + key_id
         if USER_HEADER in fields and self._is_trusted(parse_address(conn.peer_host)):
             return "user:" + fields[USER_HEADER][:CLIENT_NAME_MAX].decode("utf-8", "replace")
+        return self.address_of(conn, head)
+
+    def address_of(self, conn: ClientConnection, head: RequestHead) -> str:
+        """The real client's address, as far as trusted proxies tell it."""
+        fields = head.fields
         if FORWARDING.isdisjoint(fields):
             return conn.peer_host
         return str(self._real_client(parse_address(conn.peer_host), fields) or conn.peer_host)

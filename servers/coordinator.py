@@ -28,13 +28,14 @@ from edge.web import WebPass
 from edge.wire import Watch
 from servers import clock
 from servers.access import Access
-from servers.api import admin, agents, dump, fleet, health, keys, managing, models, placement, tasks
+from servers.api import admin, agents, dump, fleet, health, history, keys, managing, models, placement, tasks
 from servers.api.web import OLLAMA_METHODS, Web, make_app
 from servers.catalogue import read_catalogue
 from servers.driver import Driver
 from servers.explain import Explainer
 from servers.keeping import Keeping
 from servers.listen import internal_socket, open_ports, ports_of, serve_web
+from servers.memory import Memory
 from servers.metrics import Metrics
 from servers.moves import Moves
 from servers.poller import Poller
@@ -104,6 +105,7 @@ class Coordinator:
         self.started = trio.Event()
         """Requests are taken."""
         self._config = settings.router_config()
+        self.memory = Memory(settings, self._data_dir)
         self._catalogue = read_catalogue(self._data_dir)
         self._stop = trio.Event()
         self._log = structlog.get_logger()
@@ -127,6 +129,7 @@ class Coordinator:
         if self.settings.ollama_port is not None:
             ports.append(("ROUTER_OLLAMA_PORT", self.settings.ollama_port))
         with ExitStack() as opened:
+            opened.callback(self.memory.close)
             public = [opened.enter_context(sock) for sock in open_ports(self.settings.host, ports)]
             self.ports = ports_of(public)
             internal, web_upstream = opened.enter_context(internal_socket())
@@ -150,6 +153,8 @@ class Coordinator:
                 front=Front(origins=self.settings.origins, base_path=self.settings.base_path, methods=OLLAMA_METHODS),
             )
             async with trio.open_nursery() as nursery:
+                self.memory.start()
+                nursery.start_soon(self.memory.run)
                 await nursery.start(watch.run)
                 nursery.start_soon(serve_web, make_web_app(self.web), internal, trio.sleep_forever)
                 nursery.start_soon(partial(self.web.driver.run, proxy.pulse, pulse_s=self._config.pulse_s))
@@ -184,18 +189,23 @@ class Coordinator:
             check_every_s=settings.health_check_interval_s,
         )
         access = Access(settings, self.tokens, our_ports=self.ports)
-        self.records.listeners.append(access.spent)
+        self.memory.restore(access, self.tokens)
+        self.records.listeners += [access.spent, self.memory.record]
         moves = Moves(driver, pool, credential_of=self.tokens.credential_of, say=sinks.note)
         keeping = Keeping(driver, moves, self._catalogue, default_rule=settings.auto_distribute)
         self.web = Web(
             settings=settings, driver=driver, access=access, tokens=self.tokens, metrics=metrics, poller=poller,
-            moves=moves, keeping=keeping,
+            moves=moves, keeping=keeping, memory=self.memory,
             secret=clock.new_secret().encode(), listening=lambda: not self._stop.is_set(),
         )  # fmt: skip
         return Proxy(
             driver,
             pool,
-            budget=BodyBudget(max_body_bytes=settings.body_max_bytes, memory_bytes=settings.body_memory_bytes),
+            budget=BodyBudget(
+                max_body_bytes=settings.body_max_bytes,
+                memory_bytes=settings.body_memory_bytes,
+                spool=settings.history_bodies != "off",
+            ),
             options=ProxyOptions(
                 answer_hold_bytes=config.answer_hold_bytes,
                 first_token_timeout_s=settings.first_token_timeout_s,
@@ -206,6 +216,7 @@ class Coordinator:
             credential_of=self.tokens.credential_of,
             client_of=access.client_of,
             judge_model=access.judge_model,
+            recorder=self.memory.history,
             unload_elsewhere=moves.unload,
             aliases=Aliases(settings.aliases),
             explainer=Explainer(driver, access),
@@ -234,6 +245,6 @@ class Coordinator:
 def make_web_app(web: Web) -> QuartTrio:
     """The web app with all its routes."""
     app = make_app(web)
-    for routes in (agents, fleet, health, admin, dump, keys, placement, managing, models, tasks):
+    for routes in (agents, fleet, health, admin, dump, history, keys, placement, managing, models, tasks):
         routes.add_routes(app, web)
     return app

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from core.config import STRATEGIES, RouterConfig
 from core.errors import ConfigError
 from core.events import Upstream
+from core.history import parse_mask
 from core.units import GIB, MIB
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -75,6 +76,7 @@ class Settings:
     history_max_bytes: int | None = None
     history_body_max_bytes: int = MIB
     history_bodies: str | None = None
+    history_mask: tuple[tuple[str, ...], ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
     trusted_proxies: tuple[Network, ...] = LOOPBACK
@@ -131,6 +133,13 @@ def _positive(value: str) -> int:
     if (number := _integer(value)) < 1:
         raise ValueError
     return number
+
+
+def _masks(value: str) -> tuple[tuple[str, ...], ...]:
+    try:
+        return tuple(parse_mask(path) for path in value.split(",") if path.strip())
+    except ConfigError:
+        raise ValueError from None
 
 
 _TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -323,7 +332,6 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting("ROUTER_OLLAMA_PORT", "ollama_port", _port, _PORT, "a second port, for clients that expect Ollama's own (11434)"),
     Setting(
         "DATABASE_URL", "database_url", _database_url, "sqlite://FILE or postgresql://USER@HOST/NAME", "where history is kept",
-        active=False,
     ),
     Setting("ROUTER_DATA_DIR", "data_dir", _path, "a directory", "directory of secrets and data"),
     Setting("HEALTH_CHECK_INTERVAL", "health_check_interval_s", _seconds, _SECONDS, "full check of a node without an agent"),
@@ -359,14 +367,13 @@ TABLE: Final[tuple[Setting, ...]] = (
     ),
     Setting(
         "HISTORY_RETENTION_DAYS", "history_retention_days", _positive, "days, a whole number from 1", "age of kept records",
-        active=False,
     ),
-    Setting("HISTORY_MAX_BYTES", "history_max_bytes", _bytes, _SIZE, "size of all kept records", active=False),
-    Setting("HISTORY_BODY_MAX_BYTES", "history_body_max_bytes", _bytes, _SIZE, "largest body that is kept whole", active=False),
+    Setting("HISTORY_MAX_BYTES", "history_max_bytes", _bytes, _SIZE, "size of all kept records"),
+    Setting("HISTORY_BODY_MAX_BYTES", "history_body_max_bytes", _bytes, _SIZE, "largest body that is kept whole"),
     Setting(
         "HISTORY_BODIES", "history_bodies", _one_of("full", "redacted", "off"), "one of full, redacted, off", "what is kept of bodies",
-        active=False,
     ),
+    Setting("HISTORY_MASK", "history_mask", _masks, "paths, comma separated, such as messages[].content", "what of kept bodies is masked"),
     Setting("ROUTER_TLS_CERT", "tls_cert", _file, "a file that exists", "TLS certificate", active=False),
     Setting("ROUTER_TLS_KEY", "tls_key", _file, "a file that exists", "key of the TLS certificate", active=False),
     Setting(

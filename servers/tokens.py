@@ -143,6 +143,14 @@ class Tokens:
         """The id of the API key whose secret this is. Looked up by its hash, so that the time taken tells nothing of the secret."""
         return self._key_of.get(_hashed(token))
 
+    def key_digest(self, key_id: str) -> bytes | None:
+        """What is kept of a key's secret."""
+        return next((digest for digest, known in self._key_of.items() if known == key_id), None)
+
+    def restore_key(self, key_id: str, digest: bytes) -> None:
+        """A key that was made before a restart."""
+        self._key_of[digest] = key_id
+
     def forget_key(self, key_id: str) -> None:
         """The key was removed."""
         self._key_of = {digest: known for digest, known in self._key_of.items() if known != key_id}

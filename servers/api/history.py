@@ -45,11 +45,11 @@ _ROOT: Final = "/api/dashboard/request-responses"
 
 def add_routes(app: QuartTrio, web: Web) -> None:
     """`/api/dashboard/request-responses...` and `/api/dashboard/request-history`."""
-    store = web.store
+    store = web.memory.store
 
     @app.get(_ROOT)
     @guarded(web, Area.MANAGEMENT)
-    async def listed() -> Response:
+    async def history_page() -> Response:
         _only(*FILTERS, *PAGING)
         filters, number, per_page, sort = _filters(), _whole("page", 1, 1, 10**6), _whole("per_page", PER_PAGE, 1, PER_PAGE_MAX), _sort()
         offset = (number - 1) * per_page
@@ -61,7 +61,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
 
     @app.delete(_ROOT)
     @guarded(web, Area.MANAGEMENT)
-    async def delete() -> Response:
+    async def delete_history() -> Response:
         _only(*FILTERS)
         filters = _filters()
         if filters.is_empty():
@@ -70,7 +70,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
 
     @app.get(f"{_ROOT}/<request_id>")
     @guarded(web, Area.MANAGEMENT)
-    async def one(request_id: str) -> Response:
+    async def history_record(request_id: str) -> Response:
         found = await store.read(lambda c: queries.one(c, request_id))
         if found is None:
             raise RemoteError("no record has this id", status=404)
@@ -78,7 +78,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
 
     @app.get(f"{_ROOT}/export")
     @guarded(web, Area.MANAGEMENT)
-    async def export() -> Response:
+    async def export_history() -> Response:
         _only(*FILTERS, "format")
         form = request.args.get("format", "json")
         if form not in ("json", "csv"):
@@ -99,7 +99,7 @@ def _add_sums(app: QuartTrio, web: Web) -> None:
     async def per_minute() -> Response:
         last = clock.unix_ms() // 60_000
         first = last - MINUTES + 1
-        counted = await web.store.read(lambda c: queries.minutes(c, UnixMs(first * 60_000)))
+        counted = await web.memory.store.read(lambda c: queries.minutes(c, UnixMs(first * 60_000)))
         points = {minute: {"minute": clock.rfc3339(UnixMs(minute * 60_000)), "success": 0, "error": 0} for minute in range(first, last + 1)}
         for minute, status, count in counted:
             if minute in points:
@@ -108,14 +108,14 @@ def _add_sums(app: QuartTrio, web: Web) -> None:
 
     @app.get("/api/dashboard/request-sums")
     @guarded(web, Area.MANAGEMENT)
-    async def sums() -> Response:
+    async def history_sums() -> Response:
         _only("by", "hours")
         by = request.args.get("by", "model")
         if by not in queries.GROUPS:
             raise RemoteError(f"by must be one of {', '.join(queries.GROUPS)}")
         since = UnixMs(clock.unix_ms() - _whole("hours", 24, 1, 24 * 366) * 3600_000)
-        groups = await web.store.read(lambda c: queries.sums(c, since, by))
-        times = await web.store.read(
+        groups = await web.memory.store.read(lambda c: queries.sums(c, since, by))
+        times = await web.memory.store.read(
             lambda c: {name: queries.percentiles(c, since, name) for name in ("duration_ms", "ttft_ms", "queue_ms")}
         )
         return reply({"since": clock.rfc3339(since), "by": by, "groups": groups, "percentiles": times})
@@ -267,7 +267,7 @@ async def _export(web: Web, filters: Filters, form: "_JsonList | _Csv") -> Async
             records, rest = walk(connection, filters, before)
             return (form.piece(records) if records else b""), rest
 
-        data, below = await web.store.read(question)
+        data, below = await web.memory.store.read(question)
         if data:
             yield data
         await trio.lowlevel.checkpoint()

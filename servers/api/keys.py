@@ -48,6 +48,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
         )
         keys.add(made)
         secret = web.tokens.mint_key(made.key_id)
+        web.memory.save_key(made, Use())
         return reply({**_shown(made, Use()), "key": secret}, 201)
 
     @app.get("/api/keys")
@@ -60,6 +61,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
     async def remove(key_id: str) -> Response:
         keys.remove(key_id)
         web.tokens.forget_key(key_id)
+        web.memory.forget_key(key_id)
         return empty()
 
 

@@ -26,6 +26,7 @@ from servers import clock
 from servers.access import Access, Area, Caller, folded
 from servers.driver import Driver
 from servers.keeping import Keeping
+from servers.memory import Memory
 from servers.metrics import Metrics
 from servers.moves import Moves
 from servers.poller import Poller
@@ -62,6 +63,7 @@ OLLAMA_PREFIXES: Final = {"/api/blobs/": ("HEAD", "POST"), "/api/user/keys/": ("
 
 OUR_PREFIXES: Final = (
     "/api/agents", "/api/admin/", "/api/requests/", "/api/metrics/", "/api/queue", "/api/health", "/api/placement", "/api/keys",
+    "/api/dashboard/",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -80,6 +82,7 @@ class Web:
     poller: Poller
     moves: Moves
     keeping: Keeping
+    memory: Memory
     secret: bytes
     """What the listener shows with every request it passes on."""
     listening: Callable[[], bool] = field(default=lambda: True)

@@ -133,7 +133,8 @@ class Writer:
         """Write what waits, then end; blocks for `limit_s` at most."""
         self._stopping = True
         self._wake.set()
-        self._thread.join(limit_s)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(limit_s)
 
     # ------------------------------------------------------------ the thread
 

@@ -373,7 +373,7 @@ MANAGEMENT = [
     ("GET", "/api/agents"), ("GET", "/api/agents/x"), ("DELETE", "/api/agents/x"), ("PUT", "/api/agents/x/settings"),
     ("POST", "/api/agents/x/drain"), ("POST", "/api/agents/x/connect"), ("POST", "/api/agents/x/disconnect"),
     ("POST", "/api/agents/x/approve"), ("POST", "/api/agents/approve"), ("POST", "/api/agents/backends"), ("GET", "/api/agents/metrics"),
-    ("GET", "/api/metrics/summary"), ("POST", "/api/admin/join-tokens"), ("GET", "/api/queue"),
+    ("GET", "/api/metrics/summary"), ("POST", "/api/admin/join-tokens"), ("GET", "/api/queue"), ("GET", "/api/admin/dump"),
     ("GET", "/api/placement"), ("GET", "/api/requests/x/why"), ("GET", "/metrics"),
     ("GET", "/api/models/available"), ("GET", "/api/models/drift"), ("POST", "/api/models/distribute"),
     ("GET", "/api/models/policy"), ("PUT", "/api/models/policy"),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from servers.settings import Settings
-from tests.servers.test_api import ADMIN, STRANGER, House
+from tests.servers.house import ADMIN, STRANGER, House
 
 
 @pytest.fixture

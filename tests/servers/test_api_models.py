@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from core.events import NodePolled, NodeSilent
 from core.tasks import Begin, NodesSeen
 from core.units import AgentId, UnixMs
 from servers.settings import Settings
@@ -295,3 +296,25 @@ async def test_a_long_list_of_loaded_models_is_merged_off_the_loop(house: House,
         await beat(house, agent_id, loaded_models=[row("m:latest", digest="e")])
     for _ in range(2):
         assert len((await house.ask("GET", "/api/ps")).json["models"]) == 1
+
+
+async def test_models_of_a_node_that_went_offline_stay_listed_for_a_while(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = await house.ask("POST", "/api/agents/backends", {"url": "http://127.0.0.1:9", "name": "box"})
+    agent_id = AgentId(added.json["id"])
+    rows = [row("m:latest")]
+    house.driver.apply(NodePolled(agent_id=agent_id, version="0.33.0", installed=rows, loaded=rows, now_unix=UnixMs(1)))
+
+    async def listed(path: str) -> int:
+        return len((await house.ask("GET", path)).json["models"])
+
+    assert (await listed("/api/tags"), await listed("/api/ps")) == (1, 1)
+    house.driver.apply(NodeSilent(agent_id=agent_id, refused=True))
+    assert (await listed("/api/tags"), await listed("/api/ps")) == (1, 0)
+    monkeypatch.setattr("servers.api.fleet.GRACE_S", 0.0)
+    assert await listed("/api/tags") == 0
+    monkeypatch.setattr("servers.api.fleet.GRACE_S", 60.0)
+    assert await listed("/api/tags") == 0
+    house.driver.apply(NodePolled(agent_id=agent_id, version="0.33.0", installed=rows, now_unix=UnixMs(2)))
+    assert await listed("/api/tags") == 1
+    await house.ask("POST", f"/api/agents/{agent_id}/disconnect")
+    assert await listed("/api/tags") == 0

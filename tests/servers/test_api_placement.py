@@ -6,7 +6,7 @@ import servers.api.placement as module
 from core.events import NodePolled, RequestCame, Route
 from core.units import RequestId, UnixMs
 from servers.settings import Settings
-from tests.servers.test_api import STRANGER, House
+from tests.servers.house import STRANGER, House
 
 
 @pytest.fixture

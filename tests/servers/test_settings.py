@@ -12,6 +12,7 @@ from servers.settings import TABLE, Backend, Settings, load, parse_upstream, ups
 WRONG = {
     "ROUTER_PORT": ["eighty", "-1", "65536", "80.5", "٨٠"],
     "ROUTER_OLLAMA_PORT": ["x", "70000"],
+    "HISTORY_MASK": ["a[0]", "messages]", "$"],
     "DATABASE_URL": ["mysql://x/y", "sqlite", "sqlite://"],
     "HEALTH_CHECK_INTERVAL": ["0", "-5", "soon", "nan", "inf", "10 parsecs"],
     "AGENT_TIMEOUT": ["0s", "1e400", "60x"],

@@ -1,0 +1,124 @@
+"""What outlives a restart, put together: the store, history, API keys.
+
+Decides what is kept as which thing, and when. Knows no statement of the database and no rule about what it keeps. Invariants: nothing
+here waits for the disk in the loop; what cannot be read back at the start is left out with a warning that names it, never in silence.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+import trio
+
+from core.events import Record
+from core.history import Numbers
+from core.keys import Key, Use
+from edge.wire import ClientConnection, RequestHead
+from servers import clock
+from servers.access import Access
+from servers.history import History
+from servers.settings import Settings
+from servers.store.store import Store
+from servers.tokens import Tokens, kept_secret
+
+COORDINATOR_FILE: Final = "coordinator-id"
+SAVE_S: Final = 5.0
+"""How often what keys have used is saved: a crash forgets that much of it."""
+
+KEY: Final = "key"
+
+
+class _KeptKey(msgspec.Struct, kw_only=True):
+    key: Key
+    use: Use
+    digest: str
+
+
+class Memory:
+    """Of one coordinator."""
+
+    def __init__(self, settings: Settings, data_dir: Path) -> None:
+        """Opens the database, which is made where there is none.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        self.store = Store.open(
+            settings.database_url,
+            data_dir,
+            coordinator_id=kept_secret(data_dir / COORDINATOR_FILE)[:16],
+            retention_days=settings.history_retention_days,
+            max_bytes=settings.history_max_bytes,
+            free_disk_bytes=lambda path: shutil.disk_usage(path).free,
+            clock=clock.unix_ms,
+        )
+        self.history = History(
+            put=self.store.put,
+            bodies=settings.history_bodies or ("redacted" if settings.auth == "required" else "full"),
+            body_max_bytes=settings.history_body_max_bytes,
+            numbers=Numbers(after=self.store.last_number()),
+            clock=clock.unix_ms,
+            masks=settings.history_mask,
+            client_address=self._address_of,
+        )
+        self._saved_use: dict[str, tuple[Any, ...]] = {}
+        self._access: Access | None = None
+        self._tokens: Tokens | None = None
+        self._log = structlog.get_logger()
+
+    def restore(self, access: Access, tokens: Tokens) -> None:
+        """Bring back what was kept, and keep from now on what changes."""
+        for name, data in self.store.things(KEY).items():
+            try:
+                kept = msgspec.json.decode(data, type=_KeptKey)
+                tokens.restore_key(kept.key.key_id, bytes.fromhex(kept.digest))
+            except (msgspec.MsgspecError, ValueError):
+                self._log.warning("an API key in the database cannot be read: it opens nothing", key_id=name)
+                continue
+            access.keys.add(kept.key, kept.use)
+        self._access, self._tokens = access, tokens
+
+    def record(self, record: Record) -> None:
+        """A request is over."""
+        self.history.record(record)
+
+    def _address_of(self, conn: ClientConnection, head: RequestHead) -> str:
+        return conn.peer_host if self._access is None else self._access.address_of(conn, head)
+
+    # ------------------------------------------------------------ API keys
+
+    def save_key(self, key: Key, use: Use) -> None:
+        """Keep a key and what it used."""
+        digest = None if self._tokens is None else self._tokens.key_digest(key.key_id)
+        if digest is not None:
+            self._saved_use[key.key_id] = msgspec.structs.astuple(use)
+            self.store.put_thing(KEY, key.key_id, msgspec.json.encode(_KeptKey(key=key, use=use, digest=digest.hex())))
+
+    def forget_key(self, key_id: str) -> None:
+        """The key was removed."""
+        self._saved_use.pop(key_id, None)
+        self.store.put_thing(KEY, key_id, None)
+
+    # ------------------------------------------------------------ running
+
+    def start(self) -> None:
+        """Begin to write."""
+        self.store.start()
+
+    async def run(self) -> None:
+        """Save now and then what changes all the time, until cancelled."""
+        while True:
+            await trio.sleep(SAVE_S)
+            self._save_use()
+
+    def close(self) -> None:
+        """Save, write what waits, and let go of the database. Blocks, some seconds at most."""
+        self._save_use()
+        self.store.close()
+
+    def _save_use(self) -> None:
+        for key, use in [] if self._access is None else self._access.keys.listed():
+            if self._saved_use.get(key.key_id) != msgspec.structs.astuple(use):
+                self.save_key(key, use)

@@ -1,0 +1,170 @@
+"""History end to end: each stream as one answer with its counts, cuts and cancels as such, refusals, and a request's own wish."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from agent.simulated.server import SimulatedOllama
+from tests.fleet.fleet import Fleet, ScriptedNode, chat, line, open_fleet, serving
+from tests.fleet.rawhttp import Caller, Hangup
+
+ROOT = "/api/dashboard/request-responses"
+MESSAGES = [{"role": "user", "content": "Hello"}]
+SECRET = "my-private-words"
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    node = SimulatedOllama(models=["m"])
+    async with node.serve(), open_fleet([node.port]) as fleet:
+        yield fleet
+
+
+async def newest(fleet: Fleet) -> Any:
+    """The newest record with its bodies, once it is written."""
+    for _ in range(250):
+        records = (await fleet.ask("GET", f"{ROOT}?per_page=1")).json()["records"]
+        if records:
+            return (await fleet.ask("GET", f"{ROOT}/{records[0]['id']}")).json()
+        await trio.sleep(0.02)
+    raise AssertionError("nothing was recorded")
+
+
+STREAMS: dict[str, tuple[dict[str, Any], Any]] = {
+    "/api/chat": ({"messages": MESSAGES}, lambda whole: (whole["message"]["content"], whole["prompt_eval_count"], whole["eval_count"])),
+    "/api/generate": ({"prompt": "Hello"}, lambda whole: (whole["response"], whole["prompt_eval_count"], whole["eval_count"])),
+    "/v1/chat/completions": (
+        {"messages": MESSAGES, "stream_options": {"include_usage": True}},
+        lambda whole: (
+            whole["choices"][0]["message"]["content"], whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"],
+        ),
+    ),
+    "/v1/responses": (
+        {"input": "Hello"},
+        lambda whole: (whole["output"][-1]["content"][0]["text"], whole["usage"]["input_tokens"], whole["usage"]["output_tokens"]),
+    ),
+    "/v1/messages": (
+        {"messages": MESSAGES, "max_tokens": 40},
+        lambda whole: (whole["content"][-1]["text"], whole["usage"]["input_tokens"], whole["usage"]["output_tokens"]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_is_recorded_as_one_answer_with_its_counts(fleet: Fleet, path: str) -> None:
+    body, read = STREAMS[path]
+    answer = await fleet.ask("POST", path, {"model": "m", "stream": True, **body})
+    assert answer.status == 200, answer.body
+    found = await newest(fleet)
+    assert found["id"] == answer.headers["x-request-id"]
+    assert (found["status"], found["path"], found["agent_name"], found["bodies"], found["http_status"]) == (
+        "success", path, "node-1", "whole", 200,
+    )  # fmt: skip
+    text, prompt_tokens, output_tokens = read(found["response_body"])
+    assert text
+    assert (found["prompt_tokens"], found["output_tokens"]) == (prompt_tokens, output_tokens)
+    assert output_tokens > 0
+    assert found["chunks"] > 2
+    assert found["ttft_ms"] <= found["duration_ms"]
+    assert found["request_body"]["model"] == "m"
+    assert [attempt["outcome"] for attempt in found["attempts"]] == ["success"]
+
+
+async def test_an_answer_that_is_whole(fleet: Fleet) -> None:
+    answer = await fleet.chat(stream=False)
+    found = await newest(fleet)
+    assert found["response_body"] == answer.json()
+    assert found["output_tokens"] == answer.json()["eval_count"]
+
+
+async def test_a_refusal_without_a_node_is_recorded(fleet: Fleet) -> None:
+    assert (await fleet.chat("unknown")).status == 404
+    found = await newest(fleet)
+    assert (found["status"], found["http_status"], found["model"], found["agent_id"], found["attempts"]) == (
+        "error",
+        404,
+        "unknown",
+        None,
+        [],
+    )
+    assert "not found" in found["response_body"]["error"]
+
+
+async def test_a_request_may_keep_its_bodies_to_itself(fleet: Fleet) -> None:
+    await fleet.ask("POST", "/api/chat", chat(content=SECRET), headers={"X-Router-History": "off"})
+    found = await newest(fleet)
+    assert (found["bodies"], found["request_body"], found["response_body"]) == ("off", None, None)
+
+
+async def test_redacted_bodies_keep_words_and_lose_images_and_what_is_masked() -> None:
+    node = SimulatedOllama(models=["m"])
+    image = "iVBORw0KGgo" + "A" * 400
+    settings = {"HISTORY_BODIES": "redacted", "HISTORY_MASK": "user,response"}
+    async with node.serve(), open_fleet([node.port], **settings) as fleet:
+        await fleet.ask("POST", "/api/generate", {"model": "m", "prompt": "Hello", "images": [image], "user": SECRET, "stream": True})
+        found = await newest(fleet)
+        assert found["bodies"] == "redacted"
+        assert found["request_body"]["images"][0].startswith("[base64, ")
+        assert (found["request_body"]["prompt"], found["request_body"]["user"]) == ("Hello", "[masked]")
+
+
+async def test_with_bodies_off_no_word_of_a_prompt_is_on_the_disk() -> None:
+    node = SimulatedOllama(models=["m"])
+    async with node.serve(), open_fleet([node.port], HISTORY_BODIES="off") as fleet:
+        await fleet.ask("POST", "/api/chat", chat(content=SECRET))
+        await fleet.ask("POST", "/api/chat", chat("unknown", content=SECRET))
+        await newest(fleet)
+        await trio.to_thread.run_sync(fleet.coordinator.memory.store.writer.ask, lambda connection: None)
+        kept = b"".join([path.read_bytes() for path in sorted(fleet.data_dir.rglob("*")) if path.is_file()])
+        assert b"node-1" in kept
+        assert SECRET.encode() not in kept
+
+
+async def test_a_cut_stream_is_an_error_with_what_was_sent() -> None:
+    async def cut(caller: Caller) -> None:
+        await caller.begin_chunks()
+        await caller.chunk(line("half an "))
+        await caller.chunk(line("answer"))
+        raise Hangup
+
+    node = ScriptedNode(cut)
+    async with serving(node), open_fleet([node.port]) as fleet:
+        await fleet.chat()
+        found = await newest(fleet)
+        assert (found["status"], found["http_status"]) == ("error", 200)
+        assert found["message"]
+        assert found["response_body"]["message"]["content"] == "half an answer"
+
+
+async def test_a_client_that_leaves_is_a_cancel_with_what_it_got() -> None:
+    async def slow(caller: Caller) -> None:
+        await caller.begin_chunks()
+        await caller.chunk(line("some"))
+        await trio.sleep_forever()
+
+    node = ScriptedNode(slow)
+    async with serving(node), open_fleet([node.port]) as fleet:
+        async with fleet.talk("/api/chat", chat()) as talk:
+            await talk.wait_for(b"some")
+        found = await newest(fleet)
+        assert found["status"] == "cancelled"
+        assert found["response_body"]["message"]["content"] == "some"
+
+
+async def test_a_body_over_the_limit_is_kept_as_far_as_it_goes_and_says_so() -> None:
+    node = SimulatedOllama(models=["m"])
+    async with node.serve(), open_fleet([node.port], HISTORY_BODY_MAX_BYTES="60") as fleet:
+        await fleet.ask("POST", "/api/chat", chat(content="x" * 500))
+        found = await newest(fleet)
+        assert found["bodies"] == "cut"
+        assert json.dumps(chat(content="x" * 500)).startswith(found["request_body"][:50])
+
+
+async def test_what_a_key_asked_is_told_with_its_id_and_its_address(fleet: Fleet) -> None:
+    made = (await fleet.ask("POST", "/api/keys", {"name": "laptop"})).json()
+    await fleet.ask("POST", "/api/chat", chat(), headers={"Authorization": f"Bearer {made['key']}"})
+    found = await newest(fleet)
+    assert (found["key_id"], found["client"]) == (made["id"], "127.0.0.1")
