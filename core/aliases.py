@@ -10,7 +10,11 @@ name.
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
-from core.names import is_cloud, key_or_none
+import msgspec
+
+from core.names import is_cloud, key_or_none, normalise
+from core.registry import Registry
+from core.requests import Request
 from core.units import ModelKey
 
 ALIAS_FIELD: Final = "alias_of"
@@ -63,6 +67,22 @@ def turn(
     if found is None and (present is None or not listed(present)):
         found = next((at for at, key in keys if listed(key)), None)
     return found
+
+
+def turned(request: Request, registry: Registry) -> bool:
+    """Whether no ready node holds the request's model, and it asks for another one from now on that will do as well."""
+    came, key = request.came, request.key
+    if request.resumed or (key is not None and registry.holders(key)):
+        return False
+    at = turn(key, came.others, held=lambda key: bool(registry.holders(key)), listed=lambda key: bool(registry.listed_by(key)))
+    if at is None:
+        return False
+    request.renamed = came.others[at]
+    request.key = normalise(request.renamed)
+    request.came = msgspec.structs.replace(came, model=request.renamed, others=came.others[at + 1 :])
+    request.ask = msgspec.structs.replace(request.ask, key=request.key if came.route.runs_model else None)
+    request.tried, request.busy = dict.fromkeys(came.excluded, 2), {}
+    return True
 
 
 def _key(name: str) -> ModelKey:

@@ -16,10 +16,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from core import slots
-from core.aliases import turn
+from core.aliases import turned
 from core.config import RouterConfig
 from core.displacement import Displacement
 from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Record, Refuse, Wait
@@ -29,7 +27,7 @@ from core.leaks import Leaks
 from core.learning import Speeds
 from core.leases import Expiry, Held, Ledger
 from core.lifecycle import AgentState
-from core.names import display, normalise
+from core.names import display
 from core.obstacles import Obstacles
 from core.queue import FairQueue
 from core.registry import Agent, Registry
@@ -424,7 +422,9 @@ class Dispatcher:
 
     def _without_nodes(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
         """No node is eligible: wait for one, or say why there is none."""
-        if request.came.others and self._turned(request):
+        kind = request.kind
+        if request.came.others and turned(request, self._registry):
+            self._recount(request, kind)
             self.place(request, effects, now=now)
             return
         ready = self._registry.ready() if request.key is None else self._registry.holders(request.key)
@@ -439,23 +439,6 @@ class Dispatcher:
             self._wait(request, "waits for nodes that were not heard since the start", None, effects, now=now)
         else:
             self._nobody_ready(request, effects, now=now)
-
-    def _turned(self, request: Request) -> bool:
-        """Whether no ready node holds its model, and it asks for another one from now on that will do as well."""
-        registry, came, key = self._registry, request.came, request.key
-        if request.resumed or (key is not None and registry.holders(key)):
-            return False
-        at = turn(key, came.others, held=lambda key: bool(registry.holders(key)), listed=lambda key: bool(registry.listed_by(key)))
-        if at is None:
-            return False
-        kind = request.kind
-        request.renamed = came.others[at]
-        request.key = normalise(request.renamed)
-        request.came = msgspec.structs.replace(came, model=request.renamed, others=came.others[at + 1 :])
-        request.ask = msgspec.structs.replace(request.ask, key=request.key if came.route.runs_model else None)
-        request.tried, request.busy = dict.fromkeys(came.excluded, 2), {}
-        self._recount(request, kind)
-        return True
 
     def _ask_again(self, request: Request) -> None:
         """Nobody else is left: the nodes that said 503 to it count like any other. It is of another kind then."""

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
-from core.events import Route
+from core.events import AttemptEnded, Count, Effect, Note, Route
 from core.names import key_or_none
+from core.requests import Request
 from core.units import ModelKey
 
 TEXT_MAX_BYTES: Final = 256 << 10
@@ -22,6 +23,9 @@ TEXT_MAX_BYTES: Final = 256 << 10
 
 BODY_MAX_BYTES: Final = 256 << 10
 """Nor is a request."""
+
+WHY_MAX: Final = 200
+"""Characters of a node's error text that the log quotes."""
 
 _CHAT: Final = frozenset(
     ("model", "messages", "stream", "options", "keep_alive", "think", "tools", "format", "logprobs", "truncate", "shift")
@@ -89,6 +93,18 @@ def thinks(rows: Sequence[Any], key: ModelKey | None) -> bool:
             told = row.get("capabilities")
             return isinstance(told, list) and "thinking" in told
     return False
+
+
+def begin_resume(request: Request, event: AttemptEnded) -> list[Effect]:
+    """The rest of an answer that broke off is asked of another node from now on."""
+    agent = request.agent
+    assert agent is not None, "an answer without a node"
+    request.resumed = True
+    fields = {"agent_id": agent.id, "agent": agent.name, "model": request.came.model, "request_id": request.id, "why": event.text[:WHY_MAX]}
+    return [
+        Note(level="warning", event="the rest of an answer is asked of another node", fields=fields),
+        Count(name="resumes_total", labels={"agent": agent.name}),
+    ]
 
 
 # ---------------------------------------------------------------- what was sent

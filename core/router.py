@@ -51,7 +51,7 @@ from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
 from core.requests import Phase, Request, begin, cloud_off, expected_output
-from core.resume import thinks
+from core.resume import begin_resume, thinks
 from core.runner_options import canonical
 from core.scoring import Ask, strategy
 from core.units import NEVER, AgentId, Instant, RequestId
@@ -344,25 +344,12 @@ class Router:
             request.refused_by.append(request.agent)
         request.spent += verdict.cost is Cost.BUDGETED and not hung
         if resumes:
-            request.resumed = True
-            self._tell_resume(request, request.agent, event, effects)
+            effects += begin_resume(request, event)
         in_doubt = resumes and event.thinks_unasked and thinks(request.agent.inventory.installed_rows, request.key)
         if verdict.cost is Cost.FINAL or request.spent > self._config.retries_budgeted or in_doubt:
             self._dispatcher.give_up(request, effects, now=now)
         else:
             self._dispatcher.place(request, effects, now=now)
-
-    def _tell_resume(self, request: Request, agent: Agent, event: AttemptEnded, effects: list[Effect]) -> None:
-        """The rest of a begun answer is asked of another node."""
-        fields = {
-            "agent_id": agent.id,
-            "agent": agent.name,
-            "model": request.came.model,
-            "request_id": request.id,
-            "why": event.text[:WHY_MAX],
-        }
-        effects.append(Note(level="warning", event="the rest of an answer is asked of another node", fields=fields))
-        effects.append(Count(name="resumes_total", labels={"agent": agent.name}))
 
     def _settled(self, event: Settled, effects: list[Effect], now: Instant) -> None:
         request = self._requests.pop(event.request_id, None)
