@@ -345,6 +345,8 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str
     unload: tuple[str, ...] = ()
     """Models that the node is to unload once this attempt's connection is closed, before `AttemptEnded` is said."""
+    again: bool = False
+    """The node is not to blame for good: it may be asked again."""
 
 
 # ---------------------------------------------------------------- effects: nodes and the rest
