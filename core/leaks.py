@@ -173,10 +173,11 @@ class Leaks:
         request.leaks += 1
         silent_s = round(now - request.started_at, 1)
         fields = {"agent_id": agent.id, "agent": agent.name, "model": request.came.model, "request_id": request.id, "silent_s": silent_s}
+        reason = f"{agent.name} seems to have lost a slot of this model: it is unloaded"
         return [
             Note(level="warning", event="leaked slot suspected", fields=fields),
             Count(name="slot_leaks_total", labels={"agent": agent.name}),
-            Cut(request_id=request.id, reason=f"{agent.name} seems to have lost a slot of this model: it is unloaded", unload=unload),
+            Cut(request_id=request.id, reason=reason, unload=unload, again=True),
         ]
 
     def _lift(self, request: Request) -> bool:

@@ -80,6 +80,8 @@ class Machine:
         self._faults, self._link_dice, self._node_dice = prng.split("faults"), prng.split("link"), prng.split("node")
         self._make_link = make_link
         self.up = self.ollama_up = False
+        self.leaks = 0
+        """Requests that leak their slot if their client leaves in mid-answer."""
         self.silent = False
         """While down: whether connections are met with silence instead of a reset."""
         self.boot = 0
@@ -250,6 +252,13 @@ class Machine:
         elif not connection.client_closed:
             self._serve(connection)
 
+    def mend(self) -> None:
+        """No slot of its models is leaked any more: its Ollama starts anew, if one may be."""
+        if self.leaks:
+            self.leaks = 0
+            self.kill_ollama()
+            self.start_ollama()
+
     def closed(self, connection: Connection) -> None:
         """The coordinator closed the connection."""
         if self._paused:
@@ -295,6 +304,8 @@ class Machine:
             self._stage.at(self._stage.now + SOON_S, self._say, connection, Answer(first=True, end=True, usage=Usage()))
             return
         self._connections[connection.key] = connection
+        leaks = ask.stream and not self._stage.healed and (how == "leak" or self._faults.chance(self._stage.options.leak))
+        self.leaks += leaks
         came = Came(
             request_id=connection.key,
             model=name,
@@ -303,6 +314,7 @@ class Machine:
             num_ctx=ask.num_ctx,
             keep_alive_s=ask.keep_alive_s if self._pins or (ask.keep_alive_s or 0.0) >= 0 else None,
             conversation="" if ask.conversation is None else str(ask.conversation),
+            leaks=leaks,
             hold_at=1 if how == "cut" and ask.output_tokens > 1 else None,
             load_error="llama runner process has terminated" if how == "load_error" else "",
         )

@@ -91,6 +91,8 @@ class Request(msgspec.Struct, gc=False):
     renewed_at: float = 0.0
     waiting_since: float = 0.0
     first: bool = False
+    again: bool = False
+    """It was cut for a reason that does not keep it away from that node."""
     attempts: int = 0
     costly: int = 0
     tried: tuple[AgentId, ...] = ()
@@ -204,13 +206,13 @@ class Checkers:
             return
         if event.failure in _COSTLY or (event.failure is Failure.ANSWERED and event.status == 500):
             request.costly += 1
-        if event.failure is Failure.ANSWERED and event.status == 503:
+        if (event.failure is Failure.ANSWERED and event.status == 503) or (event.failure is Failure.VANISHED and request.again):
             request.busy = (*request.busy, request.agent)
         else:
             request.tried = (*request.tried, request.agent)
         self.book.trouble(request.agent, now=now)
         self._release(request)
-        request.stand = Stand.BETWEEN
+        request.stand, request.again = Stand.BETWEEN, False
 
     def _release(self, request: Request) -> None:
         if request.agent is not None:
@@ -256,8 +258,8 @@ class Checkers:
                 _demand(not request.first, "R4", f"{request_id} is given another answer after its first byte")
                 _demand(isinstance(effect, Refuse) or request.attempts > 0, "R14", f"{request_id} has no node's answer to pass on")
                 self._stand(request, Stand.TOLD, now)
-            case Cut(request_id=request_id):
-                self._named(effect, request_id, Stand.LEASED)
+            case Cut(request_id=request_id, again=again):
+                self._named(effect, request_id, Stand.LEASED).again = again
             case Record():
                 self._recorded(effect, event, now)
             case Registered(agent_id=agent_id):

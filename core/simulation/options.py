@@ -61,6 +61,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     died: Ratio = NEVER
     """Connections that break after the request was taken, before a byte."""
     load_error: Ratio = NEVER
+    leak: Ratio = NEVER
+    """Streams that leak their slot when their client leaves in mid-answer."""
     strangers: Ratio = NEVER
     """Agents that an admin must approve first."""
     trouble_gap_s: float = 0.0
@@ -110,6 +112,7 @@ def swarm(prng: Prng, *, nodes: int | None = None) -> Options:
         strangers=now_and_then(),
         trouble_gap_s=prng.pick((0.0, 2.0, 10.0, 40.0)),
         troubles=tuple(prng.between(1, 4) if prng.chance(Ratio(1, 2)) else 0 for _ in TROUBLES),
+        leak=now_and_then(),
     )
 
 

@@ -323,6 +323,7 @@ class World:
             machine.fail("", 0.0)
             machine.unpin()
             machine.resume()
+            machine.mend()
             machine.drift(100)
             if machine.index not in survivors:
                 machine.crash(silent=True)

@@ -132,11 +132,21 @@ def two_context_lengths() -> Told:
     )
 
 
+def leaked_slots() -> Told:
+    """One node with one slot; a client in four leaves in mid-answer, and for a minute each of these leaks the slot. Then all is well."""
+    options = msgspec.structs.replace(FLEET, nodes=2, slots=1)
+    asked = traffic(start_s=10.0, end_s=600.0, gap_s=2.0, input_tokens=100, output_tokens=400)
+    leaving = [(at_s + 0.5, script.Leave(request=ask.request)) for at_s, ask in asked[25:55:4] if isinstance(ask, Ask)]
+    leaks = [(60.0, script.Failing(node=node, how="leak", for_s=60.0)) for node in (0, 1)]
+    return tell([*asked, *leaving, *leaks], options, heal_s=700.0)
+
+
 STORIES: dict[str, Callable[[], Told]] = {
     story.__name__: story
     for story in (
         nothing_wrong, gray_failure, storm_of_503, storm_of_503_everywhere, storm_of_cancels, flapping_node, coordinator_restart,
         partition_of_half_the_fleet, warm_busy_against_cold_idle, victim_of_a_cold_load, two_context_lengths,
+        leaked_slots,
     )
 }  # fmt: skip
 
