@@ -66,7 +66,7 @@ def simulated_node(name: str) -> SimulatedOllama:
 
     def model(number: int, kind: str, spelling: str) -> SimulatedModel:
         made = guessed_model(spelling, modified_at=f"2026-01-01T00:00:{number:02}Z")
-        speed = SLOW_TOKENS_S if kind == "slow" else 2000.0
+        speed = SLOW_TOKENS_S if kind == "slow" else 20_000.0
         return msgspec.structs.replace(made, decode_tokens_s=speed, prefill_tokens_s=1.0 if kind == "late" else 1e6)
 
     models = [model(number, kind, spelling) for number, (kind, spelling) in enumerate(MODELS.items())]
