@@ -142,7 +142,7 @@ def test_other_runner_options_are_another_kind() -> None:
     world.backend("one", "m", loaded=("m",))
     for number, options in enumerate(("num_ctx=1", "num_ctx=2", "num_ctx=1", "num_ctx=2")):
         counted.append([count.name for count in of(world.ask(f"r{number}", runner_options=options), Count)])
-        world.serve(f"r{number}", usage=usage())
+        world.serve(f"r{number}", ending=Ending.CANCELLED if number == 2 else Ending.SUCCESS, usage=usage())
         if number == 1:
             world.backend("two", "m")
     assert counted == [[], ["reloads_total", "loads_total"], ["loads_total"], ["reloads_avoided_total"]]

@@ -583,3 +583,13 @@ def test_names_are_unique_whatever_machines_are_called(names: list[str]) -> None
     shown = [agent.name for agent in office.registry.all()]
     assert len(set(shown)) == len(names)
     assert shown[0] == names[0]
+
+
+def test_slots_that_were_told_and_a_context_that_was_trained_are_known() -> None:
+    office = Office()
+    agent = office.ready()
+    assert (agent.slots, agent.slots_told) == (1, False)
+    office.beat(agent.id, slots=1, installed_models=[{**row("m"), "details": {"context_length": 4096}}])
+    assert (agent.slots, agent.slots_told) == (1, True)
+    assert office.registry.trained_context(normalise("m")) == 4096
+    assert office.registry.trained_context(normalise("other")) == 0

@@ -339,19 +339,6 @@ def test_a_new_run_of_an_agent_starts_with_a_clean_slate() -> None:
     assert world.router.agent(node).ejections == []  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("strategy", ["auto", "metrics", "least-busy", "round-robin"])
-def test_a_cap_holds_for_loads_and_for_bodies_whose_model_cannot_be_read(strategy: str) -> None:
-    world = World(strategy=strategy)
-    agent_id = world.agent_with("one", "m", slots=8)
-    world.cap(agent_id, 1)
-    world.ask("r1")
-    assert isinstance(answer(world.ask("load", load_only=True), "load"), Wait)
-    assert isinstance(answer(world.ask("unreadable", None), "unreadable"), Wait)
-    assert isinstance(answer(world.ask("unload", load_only=True, unload=True), "unload"), Forward), "it frees memory"
-    world.settle("unload")
-    assert (node_of(world.settle("r1"), "load"), node_of(world.settle("load"), "unreadable")) == (agent_id, agent_id)
-
-
 def test_a_request_that_hangs_on_a_leaked_slot_waits_for_the_reload() -> None:
     world = World()
     world.backend("one", "m", loaded=("m",))
@@ -361,6 +348,18 @@ def test_a_request_that_hangs_on_a_leaked_slot_waits_for_the_reload() -> None:
     world.ask("hangs")
     assert one(world.wait(9.0), Cut).unload == ("m:latest",)
     assert node_of(world.fail("hangs", Failure.VANISHED), "hangs") == "id of one"
+    world.first("hangs")
+    assert not world.router._leaks.active, "another runner answers"
+
+
+def test_two_at_once_teach_that_there_are_two_slots() -> None:
+    world = World()
+    node = world.late_backend("one")
+    world.poll(node, installed=[row("m")], loaded=[row("m")])
+    for request_id in ("a", "b"):
+        world.ask(request_id, runner_options="num_ctx=1")
+        world.first(request_id)
+    assert world.router.agent(node).model_slots == {"m:latest": 2}  # type: ignore[union-attr]
 
 
 def test_what_ran_through_the_former_run_of_a_gateway_is_given_up_at_once() -> None:

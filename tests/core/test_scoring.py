@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from core.agents import Agent
 from core.config import STRATEGIES, RouterConfig
 from core.displacement import Displacement
-from core.events import Upstream
+from core.events import Forward, Upstream, Wait
 from core.heat import Heat
 from core.inventory import Loading
 from core.learning import Sample, Speeds
@@ -19,6 +19,7 @@ from core.lifecycle import AgentState
 from core.names import normalise
 from core.scoring import ROWS_MAX, Ask, Auto, Choice, LeastBusy, Load, RoundRobin, SeedMetrics, best_first, strategy
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId, UnixMs
+from tests.core.routing import World, answer, node_of
 
 M = normalise("m")
 SIZE = 4_900_000_000
@@ -345,3 +346,16 @@ def test_the_best_come_first_and_not_too_many() -> None:
     rows = [(node(str(i), last_chosen=i % 2), i // 2, 0, 0, 0) for i in reversed(range(20))]
     best = best_first(rows)
     assert [row[0].name for row in best] == [str(i) for i in range(ROWS_MAX)]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "metrics", "least-busy", "round-robin"])
+def test_a_cap_holds_for_loads_and_for_bodies_whose_model_cannot_be_read(strategy: str) -> None:
+    world = World(strategy=strategy)
+    agent_id = world.agent_with("one", "m", slots=8)
+    world.cap(agent_id, 1)
+    world.ask("r1")
+    assert isinstance(answer(world.ask("load", load_only=True), "load"), Wait)
+    assert isinstance(answer(world.ask("unreadable", None), "unreadable"), Wait)
+    assert isinstance(answer(world.ask("unload", load_only=True, unload=True), "unload"), Forward), "it frees memory"
+    world.settle("unload")
+    assert (node_of(world.settle("r1"), "load"), node_of(world.settle("load"), "unreadable")) == (agent_id, agent_id)
