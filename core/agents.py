@@ -149,7 +149,7 @@ class Agent:
         self.gpu_model = registration.gpu_model or (registration.gpu_devices[0].model if registration.gpu_devices else None)
         if registration.slots is not None:
             self.told_slots(registration.slots)
-        self._measure_room()
+        self.measure_room()
 
     def told_slots(self, slots: int) -> None:
         """The node, or who added it, says how many requests one loaded model serves at once. What was learned under another number is
@@ -172,10 +172,10 @@ class Agent:
             value = getattr(heartbeat, name)
             if value is not None:
                 setattr(self, name, value)
-        self._measure_room()
+        self.measure_room()
 
-    def _measure_room(self) -> None:
-        """GPU memory: as measured, else as the devices have it."""
+    def measure_room(self) -> None:
+        """Take over GPU memory: as measured, else as the devices have it."""
         known = [device.memory * device.count for device in self.gpu_devices if device.memory]
         measured = self.gpu_memory_total_mb
         total = round(measured * MIB) if measured else sum(known) if len(known) == len(self.gpu_devices) else None

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from core.messages import AgentSettings, Heartbeat, Metrics, Registration
+from core.messages import AgentSettings, GpuDevice, Heartbeat, Metrics, Registration
 from core.units import AgentId, Instant, LeaseId, RequestId, UnixMs
 
 
@@ -256,6 +256,41 @@ class BackendAdded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     now_unix: UnixMs
 
 
+class AgentRestored(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of an agent (`core.restoring`) from before the coordinator's start. Fields as in `core.agents.Agent`."""
+
+    agent_id: AgentId
+    upstream: Upstream
+    registered_at: UnixMs
+    last_seen: UnixMs | None = None
+    machine_name: str
+    ip_address: str
+    ollama_version: str
+    ollama_port: int
+    agent_api_port: int | None = None
+    agent_version: str | None = None
+    instance_id: str | None = None
+    agentless: bool = False
+    simulated: bool = False
+    ollama_managed: bool = False
+    gpu_available: bool = False
+    gpu_devices: list[GpuDevice] = []
+    gpu_count: int | None = None
+    gpu_model: str | None = None
+    boot: int = 0
+    custom_name: str | None = None
+    tags: list[str] = []
+    notes: str | None = None
+    weight: float | None = None
+    max_concurrent: int | None = None
+    held: bool = False
+    """An admin took it out."""
+    slots: int | None = None
+    """As it told them; None: it never did."""
+    installed: list[Any] = []
+    """Ollama's rows of the models it held."""
+
+
 class NodePolled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agentless node answered. Only the parts that were asked for are set; rows are Ollama's own."""
 
@@ -432,7 +467,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 Event: TypeAlias = (
     RequestCame | FirstByte | AttemptEnded | Settled | Pulse
-    | AgentRegistered | HeartbeatCame | MetricsCame | BackendAdded | NodePolled | NodeSilent | SettingsChanged | AgentCommanded
+    | AgentRegistered | HeartbeatCame | MetricsCame | BackendAdded | AgentRestored | NodePolled | NodeSilent | SettingsChanged
+    | AgentCommanded
 )  # fmt: skip
 
 RequestEffect: TypeAlias = Forward | Wait | Refuse | PassOn | Cut

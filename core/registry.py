@@ -342,6 +342,17 @@ class Registry:
         self._touch()
         return [Accepted(agent_id=agent.id), Probe(agent_id=agent.id)]
 
+    def restored(self, agent: Agent) -> list[Effect]:
+        """An agent from before the start; one that was heard already knows better."""
+        if agent.id not in self._agents and len(self._agents) < self._config.agents_max:
+            self._agents[agent.id] = agent
+            if not agent.agentless:
+                self._approved[_identity_of(agent)] = agent.id
+            self.changes.refreshed.append(agent.id)
+            self._rename()
+            self._touch()
+        return []
+
     def polled(self, event: NodePolled, *, now: Instant) -> list[Effect]:
         """A node answered a poll. One that was deleted meanwhile is not known any more: nothing happens."""
         agent = self._agents.get(event.agent_id)

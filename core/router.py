@@ -24,6 +24,7 @@ from core.errors import LocalError
 from core.events import (
     AgentCommanded,
     AgentRegistered,
+    AgentRestored,
     AttemptEnded,
     BackendAdded,
     Count,
@@ -51,6 +52,7 @@ from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
 from core.requests import Phase, Request, begin, cloud_off, expected_output
+from core.restoring import agent_of, known_of
 from core.resume import begin_resume, thinks
 from core.runner_options import canonical
 from core.scoring import Ask, strategy
@@ -110,6 +112,7 @@ class Router:
             HeartbeatCame: self._heartbeat_came,
             MetricsCame: lambda event, effects, now: effects.extend(self._registry.metrics(event, now=now)),
             BackendAdded: lambda event, effects, now: effects.extend(self._registry.backend_added(event, now=now)),
+            AgentRestored: self._agent_restored,
             NodePolled: lambda event, effects, now: effects.extend(self._registry.polled(event, now=now)),
             NodeSilent: lambda event, effects, now: effects.extend(self._registry.silent(event)),
             SettingsChanged: lambda event, effects, now: effects.extend(self._registry.settings(event)),
@@ -183,6 +186,15 @@ class Router:
     def agent(self, agent_id: AgentId) -> AgentView | None:
         """One agent; None when there is none of that id."""
         return None if self._registry.get(agent_id) is None else self._view(agent_id)
+
+    def agent_ids(self) -> list[AgentId]:
+        """Of all agents."""
+        return [agent.id for agent in self._registry.all()]
+
+    def known(self, agent_id: AgentId) -> AgentRestored | None:
+        """What is to be kept of an agent; None: nothing."""
+        agent = self._registry.get(agent_id)
+        return None if agent is None else known_of(agent)
 
     def inventories(self) -> list[NodeInventory]:
         """What the approved nodes hold and have loaded, for the fleet's merged lists."""
@@ -445,6 +457,10 @@ class Router:
             self._registry.heard(agent_id, now=now)
 
     # ------------------------------------------------------------ nodes
+
+    def _agent_restored(self, event: AgentRestored, effects: list[Effect], now: Instant) -> None:
+        agent = agent_of(event, slots_default=self._config.slots_default, raises=self._config.raise_context)
+        effects += self._registry.restored(agent)
 
     def _heartbeat_came(self, event: HeartbeatCame, effects: list[Effect], now: Instant) -> None:
         heartbeat = event.heartbeat

@@ -136,6 +136,8 @@ class Coordinator:
             watch = Watch()
             pool = Pool(watch)
             proxy = self._compose(pool)
+            listed = {clock.stable_agent_id(upstream_name(backend.upstream)) for backend in self.settings.backends}
+            self.memory.restore_agents(self.web.driver, self.web.poller, listed=listed)
             self._add_backends()
             listener = Listener(
                 gate=self.web.access.gate,

@@ -1,10 +1,11 @@
-"""What outlives a restart, put together: the store, history, API keys.
+"""What outlives a restart, put together: the store, history, API keys, agents.
 
 Decides what is kept as which thing, and when. Knows no statement of the database and no rule about what it keeps. Invariants: nothing
 here waits for the disk in the loop; what cannot be read back at the start is left out with a warning that names it, never in silence.
 """
 
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,22 +13,38 @@ import msgspec
 import structlog
 import trio
 
-from core.events import Record
+from core.events import AgentRestored, Record
 from core.history import Numbers
 from core.keys import Key, Use
+from core.units import AgentId, UnixMs
 from edge.wire import ClientConnection, RequestHead
 from servers import clock
 from servers.access import Access
+from servers.driver import Driver
 from servers.history import History
+from servers.poller import Poller
 from servers.settings import Settings
 from servers.store.store import Store
 from servers.tokens import Tokens, kept_secret
 
 COORDINATOR_FILE: Final = "coordinator-id"
-SAVE_S: Final = 5.0
-"""How often what keys have used is saved: a crash forgets that much of it."""
-
 KEY: Final = "key"
+AGENT: Final = "agent"
+
+SAVE_S: Final = 2.0
+"""How often agents, and what keys have used, are looked at for what changed: a crash forgets that much of it."""
+AGENTS_AT_ONCE: Final = 10
+"""Agents looked at in one step of the loop."""
+SEEN_STEP_MS: Final = 600_000
+"""When an agent was seen last is kept so finely; otherwise each heartbeat would be written."""
+
+
+class _KeptAgent(msgspec.Struct, kw_only=True):
+    agent: AgentRestored
+    token: str | None = None
+    """Its token's hash."""
+    listed: bool = False
+    """In `OLLAMA_BACKENDS`: gone once it is not there any more."""
 
 
 class _KeptKey(msgspec.Struct, kw_only=True):
@@ -64,6 +81,9 @@ class Memory:
             client_address=self._address_of,
         )
         self._saved_use: dict[str, tuple[Any, ...]] = {}
+        self._saved_agents: dict[AgentId, bytes] = {}
+        self._driver: Driver | None = None
+        self._listed: Container[AgentId] = ()
         self._access: Access | None = None
         self._tokens: Tokens | None = None
         self._log = structlog.get_logger()
@@ -79,6 +99,58 @@ class Memory:
                 continue
             access.keys.add(kept.key, kept.use)
         self._access, self._tokens = access, tokens
+
+    def restore_agents(self, driver: Driver, poller: Poller, *, listed: Container[AgentId]) -> None:
+        """Bring back the agents that were known. `listed`: those of `OLLAMA_BACKENDS`."""
+        assert self._tokens is not None
+        self._driver, self._listed = driver, listed
+        for name, data in self.store.things(AGENT).items():
+            try:
+                kept = msgspec.json.decode(data, type=_KeptAgent)
+                digest = None if kept.token is None else bytes.fromhex(kept.token)
+            except (msgspec.MsgspecError, ValueError):
+                self._log.warning("an agent in the database cannot be read: it must register again", agent_id=name)
+                continue
+            agent = kept.agent
+            if kept.listed and agent.agent_id not in listed:
+                self.store.put_thing(AGENT, name, None)
+                continue
+            self._saved_agents[agent.agent_id] = data
+            driver.apply(agent)
+            if digest is not None:
+                self._tokens.restore_agent(agent.agent_id, digest)
+            if not agent.upstream.gateway:
+                poller.watch(agent.agent_id, agent.upstream)
+
+    async def _save_agents(self) -> None:
+        """Keep what changed; a few agents in each step."""
+        driver = self._driver
+        if driver is None:
+            return
+        ids = driver.router.agent_ids()
+        for gone in self._saved_agents.keys() - set(ids):
+            del self._saved_agents[gone]
+            self.store.put_thing(AGENT, gone, None)
+        for number, agent_id in enumerate(ids, 1):
+            self._save_agent(driver, agent_id)
+            if number % AGENTS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _save_agent(self, driver: Driver, agent_id: AgentId) -> None:
+        known = driver.router.known(agent_id)
+        if known is None or known.simulated or self._tokens is None:
+            return
+        seen = None if known.last_seen is None else UnixMs(known.last_seen // SEEN_STEP_MS * SEEN_STEP_MS)
+        digest = self._tokens.agent_digest(agent_id)
+        kept = _KeptAgent(
+            agent=msgspec.structs.replace(known, last_seen=seen),
+            token=None if digest is None else digest.hex(),
+            listed=agent_id in self._listed,
+        )
+        data = msgspec.json.encode(kept)
+        if self._saved_agents.get(agent_id) != data:
+            self._saved_agents[agent_id] = data
+            self.store.put_thing(AGENT, agent_id, data)
 
     def record(self, record: Record) -> None:
         """A request is over."""
@@ -111,11 +183,15 @@ class Memory:
         """Save now and then what changes all the time, until cancelled."""
         while True:
             await trio.sleep(SAVE_S)
+            await self._save_agents()
             self._save_use()
 
     def close(self) -> None:
         """Save, write what waits, and let go of the database. Blocks, some seconds at most."""
         self._save_use()
+        if self._driver is not None:
+            for agent_id in self._driver.router.agent_ids():
+                self._save_agent(self._driver, agent_id)
         self.store.close()
 
     def _save_use(self) -> None:

@@ -172,6 +172,16 @@ class Tokens:
         """The agent whose token this is. Looked up by its hash, so that the time taken tells nothing of the token."""
         return self._agent_of.get(_hashed(token))
 
+    def agent_digest(self, agent_id: AgentId) -> bytes | None:
+        """What is kept of an agent's token."""
+        return self._token_of.get(agent_id)
+
+    def restore_agent(self, agent_id: AgentId, digest: bytes) -> None:
+        """An agent's token from before a restart."""
+        self.forget(agent_id)
+        self._agent_of[digest] = agent_id
+        self._token_of[agent_id] = digest
+
     def forget(self, agent_id: AgentId) -> None:
         """The agent was deleted, or has a new token."""
         if (digest := self._token_of.pop(agent_id, None)) is not None:
