@@ -593,3 +593,5 @@ def test_slots_that_were_told_and_a_context_that_was_trained_are_known() -> None
     assert (agent.slots, agent.slots_told) == (1, True)
     assert office.registry.trained_context(normalise("m")) == 4096
     assert office.registry.trained_context(normalise("other")) == 0
+    assert office.backend("bare", slots=3).slots == 3
+    assert office.backend("bare").slots_told, "added again without a word about them"
