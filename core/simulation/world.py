@@ -89,6 +89,7 @@ class World:
         *,
         actions: Iterable[Timed] | None = None,
         make_router: MakeRouter = Router,
+        make_shell: type[Shell] = Shell,
         make_link: Callable[..., AgentLink] = AgentLink,
         invariants: Callable[..., None] | None = None,
         every: int = 8,
@@ -111,7 +112,7 @@ class World:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=str)
         self.network = Network(options, prng.split("network"))
         self.checkers = Checkers(options.config, every=every, invariants=invariants)
-        self.shell = Shell(self, options.config, self._model_names(), self, make_router=make_router)
+        self.shell = make_shell(self, options.config, self._model_names(), self, make_router=make_router)
         self.machines = self._machines(prng.split("machines"), make_link)
         self.shell.machines = self.machines
         self.poller = Poller(self, self.shell, self.machines)

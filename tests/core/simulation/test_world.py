@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from core.events import Cut, Effect, Event, RequestCame, Route
+from core.events import Cut, Effect, Ending, Event, RequestCame, Route
 from core.router import Router
 from core.simulation import script
 from core.simulation.actors import Connection
@@ -228,3 +228,38 @@ def test_a_world_that_is_over_stays_over() -> None:
     assert world.run(10_000).passed
     assert not world.step()
     assert world.script("s").header.story == "s"
+
+
+def leaky(**fields: Any) -> Options:
+    """One node with one slot."""
+    return msgspec.structs.replace(CALM, nodes=1, slots=1, **fields)
+
+
+def test_a_request_that_hangs_on_a_leaked_slot_is_served_after_the_model_was_unloaded() -> None:
+    """All that the router, the shell and the node do about it, in the world."""
+    actions = [*asks(2, gap_s=20.0, output_tokens=2000), (10.0, Leave(request=0))]
+    world = played(actions, leaky(leak=Ratio(1, 1)))
+    assert world.run(100_000).passed
+    assert [record.ending for record in world.checkers.records] == [Ending.CANCELLED, Ending.SUCCESS]
+    (late,) = [record for record in world.checkers.records if record.ending is Ending.SUCCESS]
+    assert len(late.attempts) == 2
+    assert world.machines[0].loads == 2
+
+
+def test_after_healing_nothing_leaks_and_nothing_is_kept_for_ever() -> None:
+    actions = [*asks(3, gap_s=20.0, output_tokens=2000, keep_alive_s=-1.0), (10.0, Leave(request=0)), (26.0, Heal(survivors=(0,)))]
+    world = played(actions, leaky(leak=Ratio(1, 1)))
+    assert world.run(100_000).passed
+    assert all(row.expires_at < 1e6 for row in world.machines[0]._node.loaded(now=world.now))
+
+
+def test_what_is_to_be_unloaded_goes_at_once_or_when_the_machine_goes_on() -> None:
+    world = played([*asks(1, output_tokens=1), (20.0, script.Pause(node=0, for_s=5.0))], leaky(models=1))
+    machine = world.machines[0]
+    world.at(21.0, machine.unload, "nobody-holds-this")
+    world.at(21.0, machine.unload, world._model_names()[0])
+    world.at(24.0, lambda: seen.append(len(machine._node.loaded(now=world.now))))
+    world.at(26.0, lambda: seen.append(len(machine._node.loaded(now=world.now))))
+    seen: list[int] = []
+    assert world.run(100_000).passed
+    assert seen == [1, 0]
