@@ -7,6 +7,7 @@ from what nodes said last, so a dead node cannot delay it; no step of merging or
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import trio
 from quart import Response
 from quart_trio import QuartTrio
@@ -14,13 +15,16 @@ from quart_trio import QuartTrio
 from core import fleet
 from core.aliases import ALIAS_FIELD, Aliases
 from core.fleet import NodeInventory, Row
-from core.units import ModelKey
+from core.lifecycle import AgentState
+from core.units import AgentId, Instant, ModelKey
 from edge.headers import go_json
 from servers.access import Area
 from servers.api.web import Web, guarded, ollama_json
 
 MERGE_INLINE_ROWS: Final = 300
 """More rows of loaded models are merged in a worker thread, so that the loop never stands still for 2 ms."""
+GRACE_S: Final = 60.0
+"""How long the models of a node that went offline stay in the lists after it was seen ready; what was taken out on purpose goes at once."""
 WRITE_ROWS: Final = 50
 """Rows that are written in one step."""
 
@@ -30,7 +34,8 @@ FIRST_VERSION: Final = "0.0.0"
 
 def add_routes(app: QuartTrio, web: Web) -> None:
     """Ollama's routes that no single node answers."""
-    lists = _Lists(web.driver.router.inventories, Aliases(web.settings.aliases))
+    known = Aliases(web.settings.aliases)
+    lists = _Lists(web.driver.router.inventories, known, now=web.driver.now, is_offline=lambda agent_id: _is_offline(web, agent_id))
     version = [FIRST_VERSION]
 
     @app.get("/")
@@ -64,11 +69,26 @@ def add_routes(app: QuartTrio, web: Web) -> None:
         return Response(await lists.v1_models(), content_type="application/json")
 
 
+def _is_offline(web: Web, agent_id: AgentId) -> bool:
+    agent = web.driver.router.agent(agent_id)
+    return agent is not None and agent.state == AgentState.OFFLINE.value
+
+
 class _Lists:
     """The fleet's lists as bytes. What changed is merged and written anew, a step at a time, by the first who asks; nothing else is."""
 
-    def __init__(self, nodes: Callable[[], list[NodeInventory]], aliases: Aliases) -> None:
+    def __init__(
+        self,
+        nodes: Callable[[], list[NodeInventory]],
+        aliases: Aliases,
+        *,
+        now: Callable[[], Instant] = lambda: Instant(0.0),
+        is_offline: Callable[[AgentId], bool] = lambda _: False,
+    ) -> None:
         self._nodes = nodes
+        self._now = now
+        self._is_offline = is_offline
+        self._ready_at: dict[AgentId, Instant] = {}
         self._aliases = aliases
         self._index = fleet.TagsIndex()
         self._lock = trio.Lock()
@@ -104,13 +124,27 @@ class _Lists:
     async def _refresh(self) -> list[NodeInventory]:
         """Merge what changed. Whoever comes meanwhile waits for it: some milliseconds, however many nodes hang."""
         nodes = self._nodes()
-        if self._index.differs(nodes):
+        if self._index.differs(self._listed(nodes)):
             async with self._lock:
                 nodes = self._nodes()
-                for _ in self._index.update(nodes):
+                for _ in self._index.update(self._listed(nodes)):
                     await trio.lowlevel.checkpoint()
                 await self._write()
         return nodes
+
+    def _listed(self, nodes: list[NodeInventory]) -> list[NodeInventory]:
+        """`nodes`, those that went offline a moment ago counted as ready: models that come and go confuse people (`ollama-wire.md` 3.3)."""
+        now, listed = self._now(), []
+        for node in nodes:
+            if node.ready:
+                self._ready_at[node.agent_id] = now
+            elif (ready_at := self._ready_at.get(node.agent_id)) is not None:
+                if now - ready_at < GRACE_S and self._is_offline(node.agent_id):
+                    node = msgspec.structs.replace(node, ready=True)
+                else:
+                    del self._ready_at[node.agent_id]
+            listed.append(node)
+        return listed
 
     async def _write(self) -> None:
         rows = self._aliases.listed(self._index.rows) if self._aliases else self._index.rows
