@@ -236,6 +236,10 @@ def drains_for_ever(router: Any) -> None:
     router._registry.emptied = lambda agent: []
 
 
+def makes_room_for_those_who_left(router: Any) -> None:
+    router._dispatcher.obstacles.clear = router._dispatcher.obstacles.alarm.clear
+
+
 def invents_agents(router: Any) -> None:
     def handle(real: Any, event: Event, now: Instant) -> list[Effect]:
         effects: list[Effect] = real(event, now=now)
@@ -283,6 +287,7 @@ MUTANTS: dict[Spoil, tuple[str, ...]] = {
     says_nothing_when_the_queue_is_full: ("R1",),
     answers_twice: ("R14",),
     drains_for_ever: ("R15",),
+    makes_room_for_those_who_left: ("R11", "R12", "L1", "L5"),
     invents_agents: ("R14",),
     loses_who_waits: ("R1",),
     lets_wait_without_end: ("R11",),

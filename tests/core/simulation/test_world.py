@@ -1,10 +1,6 @@
 """The world: the same seed is the same run, rest is found or its lack is named, and everything can befall it."""
 
-import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,16 +15,10 @@ from core.simulation.prng import Prng, Ratio
 from core.simulation.script import Heal, Leave, Timed
 from core.simulation.world import Outcome, World, run
 from core.units import Instant, RequestId
+from tests.core.simulation import digests as command
+from tests.core.simulation.digests import COUNT, digests
 from tests.core.simulation.mutants import breaks_ties_by_the_first, maker
 from tests.core.simulation.worlds import CALM, asks, drawn, played, with_config
-
-ROOT = Path(__file__).parents[3]
-DIGESTS = """
-from core.simulation.options import swarm
-from core.simulation.prng import Prng, Ratio
-from core.simulation.world import run
-print(*[run(seed, swarm(Prng(seed).split("options")), 300).digest for seed in range(12)])
-"""
 
 
 @pytest.fixture
@@ -37,35 +27,19 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.simulation.world.REST_S", 200.0)
 
 
-def digests(python: str, hash_seed: str, *paths: str) -> str:
-    """Digests of a dozen runs in an interpreter of their own."""
-    environ = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join([str(ROOT), *paths])}
-    done = subprocess.run([python, "-c", DIGESTS], env=environ, capture_output=True, text=True, check=True, timeout=120)
-    return done.stdout
-
-
-def another_python() -> str | None:
-    """The newest interpreter of another version that the core can run on, if this machine has one."""
-    for minor in range(16, 10, -1):
-        places = [shutil.which(f"python3.{minor}"), *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))]
-        for place in places:
-            if place is not None and minor != sys.version_info.minor:
-                return place
-    return None
-
-
 @pytest.mark.slow
-def test_the_same_twice_and_under_every_hash_seed_and_python(tmp_path: Path) -> None:
-    """D1. Another Python is tried where the machine has one and it can be given msgspec; hash seeds always."""
+def test_the_same_twice_and_under_every_hash_seed() -> None:
+    """D1. For another Python there is a command: `python -m tests.core.simulation.digests PYTHON`."""
     first = digests(sys.executable, "1")
-    assert first == digests(sys.executable, "2")
-    assert len(set(first.split())) == 12
-    python = another_python()
-    if python is not None:
-        install = [python, "-m", "pip", "--disable-pip-version-check", "--retries", "0", "--timeout", "10", "install", "--quiet"]
-        install += ["--constraint", str(ROOT / "constraints.txt"), "--target", str(tmp_path), "msgspec"]
-        if subprocess.run(install, capture_output=True, timeout=120, check=False).returncode == 0:
-            assert digests(python, "3", str(tmp_path)) == first, python
+    assert len(set(first)) == COUNT
+    assert digests(sys.executable, "1") == digests(sys.executable, "2") == first
+
+
+def test_another_digest_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "digests", lambda python, hash_seed: ["a" if python == sys.executable else "b"])
+    assert command.main([]) == 0
+    assert command.main(["another"]) == 1
+    assert "another, hash seed 3: ANOTHER DIGEST" in capsys.readouterr().out
 
 
 def test_seeds_differ_and_steps_count() -> None:
