@@ -189,7 +189,21 @@ class AttemptOver(msgspec.Struct, frozen=True, kw_only=True):
     now_unix: UnixMs
 
 
-Event: TypeAlias = Asked | WatcherLeft | Cancelled | NodesSeen | Progressed | AttemptOver
+class TaskRestored(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of a task (`Tasks.lasting`) from before the coordinator's start. Only before anything else is asked."""
+
+    task_id: str
+    what: What
+    status: TaskState
+    kept: bool
+    progress: float
+    error: str | None
+    attempts: int
+    created_at: UnixMs
+    updated_at: UnixMs
+
+
+Event: TypeAlias = Asked | TaskRestored | WatcherLeft | Cancelled | NodesSeen | Progressed | AttemptOver
 
 
 # ---------------------------------------------------------------- effects
@@ -369,6 +383,8 @@ class Tasks:
         match event:
             case Asked():
                 self._asked(event, effects)
+            case TaskRestored():
+                self._restored(event, effects)
             case WatcherLeft(task_id=task_id):
                 self._watcher_left(task_id, event.now_unix, effects)
             case Cancelled(task_id=task_id, why=why):
@@ -426,6 +442,31 @@ class Tasks:
         self._waiting.setdefault(what.agent_id, {})[task.id] = task
         effects += [Joined(task_id=task.id, new=True), Changed(task_id=task.id, status=task.state)]
         self._begin(what.agent_id, event.now_unix, effects)
+
+    def _restored(self, event: TaskRestored, effects: list[Effect]) -> None:
+        """A task of a former run. What was not finished is begun anew: most of a download's bytes are on the node."""
+        if event.task_id in self._tasks:
+            return
+        task = self._tasks[event.task_id] = _Task(event.task_id, event.what, event.what.keys, now=self._now, now_unix=event.created_at)
+        task.kept, task.progress, task.error, task.attempts = event.kept, event.progress, event.error, event.attempts
+        task.updated_at = event.updated_at
+        if event.status in FINISHED:
+            task.state = event.status
+            self._finished[task.id] = None
+            return
+        self._waiting.setdefault(event.what.agent_id, {})[task.id] = task
+        if not event.kept:  # who watched it is gone
+            self._cancel(task, "the coordinator started anew, and nobody waits for it any more", event.updated_at, effects)
+
+    def lasting(self, task_id: str) -> TaskRestored | None:
+        """What is to be kept of a task; None: it is forgotten."""
+        task = self._tasks.get(task_id)
+        if task is None:
+            return None
+        return TaskRestored(
+            task_id=task.id, what=task.what, status=task.state, kept=task.kept, progress=round(task.progress, 4), error=task.error,
+            attempts=task.attempts, created_at=task.created_at, updated_at=task.updated_at,
+        )  # fmt: skip
 
     def _join(self, task: _Task, event: Asked) -> None:
         task.kept = task.kept or event.kept

@@ -138,6 +138,7 @@ class Coordinator:
             proxy = self._compose(pool)
             listed = {clock.stable_agent_id(upstream_name(backend.upstream)) for backend in self.settings.backends}
             self.memory.restore_agents(self.web.driver, self.web.poller, listed=listed)
+            self.memory.restore_work(self.web.moves, self.web.keeping)
             self._add_backends()
             listener = Listener(
                 gate=self.web.access.gate,

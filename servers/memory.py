@@ -1,4 +1,4 @@
-"""What outlives a restart, put together: the store, history, API keys, agents.
+"""What outlives a restart, put together: the store, history, API keys, agents, tasks, the models' policy.
 
 Decides what is kept as which thing, and when. Knows no statement of the database and no rule about what it keeps. Invariants: nothing
 here waits for the disk in the loop; what cannot be read back at the start is left out with a warning that names it, never in silence.
@@ -15,13 +15,17 @@ import trio
 
 from core.events import AgentRestored, Record
 from core.history import Numbers
+from core.keeping import Policy
 from core.keys import Key, Use
-from core.units import AgentId, UnixMs
+from core.tasks import TaskRestored
+from core.units import AgentId, ModelKey, UnixMs
 from edge.wire import ClientConnection, RequestHead
 from servers import clock
 from servers.access import Access
 from servers.driver import Driver
 from servers.history import History
+from servers.keeping import Keeping
+from servers.moves import Moves
 from servers.poller import Poller
 from servers.settings import Settings
 from servers.store.store import Store
@@ -30,6 +34,11 @@ from servers.tokens import Tokens, kept_secret
 COORDINATOR_FILE: Final = "coordinator-id"
 KEY: Final = "key"
 AGENT: Final = "agent"
+TASK: Final = "task"
+POLICY: Final = "policy"
+
+TASKS_KEPT: Final = 1000
+"""Tasks, the newest, that come back."""
 
 SAVE_S: Final = 2.0
 """How often agents, and what keys have used, are looked at for what changed: a crash forgets that much of it."""
@@ -45,6 +54,11 @@ class _KeptAgent(msgspec.Struct, kw_only=True):
     """Its token's hash."""
     listed: bool = False
     """In `OLLAMA_BACKENDS`: gone once it is not there any more."""
+
+
+class _KeptPolicy(msgspec.Struct, kw_only=True):
+    policy: Policy
+    placed: list[tuple[AgentId, ModelKey]] = []
 
 
 class _KeptKey(msgspec.Struct, kw_only=True):
@@ -84,6 +98,9 @@ class Memory:
         self._saved_agents: dict[AgentId, bytes] = {}
         self._driver: Driver | None = None
         self._listed: Container[AgentId] = ()
+        self._moves: Moves | None = None
+        self._keeping: Keeping | None = None
+        self._saved_policy = b""
         self._access: Access | None = None
         self._tokens: Tokens | None = None
         self._log = structlog.get_logger()
@@ -121,6 +138,42 @@ class Memory:
                 self._tokens.restore_agent(agent.agent_id, digest)
             if not agent.upstream.gateway:
                 poller.watch(agent.agent_id, agent.upstream)
+
+    def restore_work(self, moves: Moves, keeping: Keeping) -> None:
+        """Bring back tasks, the policy, and what it placed."""
+        self._moves, self._keeping = moves, keeping
+        moves.keep = self._save_task
+        tasks = []
+        for name, data in self.store.things(TASK).items():
+            try:
+                tasks.append(msgspec.json.decode(data, type=TaskRestored))
+            except msgspec.MsgspecError:
+                self._log.warning("a task in the database cannot be read: it is forgotten", task_id=name)
+        tasks.sort(key=lambda task: task.created_at)
+        for task in tasks[:-TASKS_KEPT]:
+            self.store.put_thing(TASK, task.task_id, None)
+        moves.restore(tasks[-TASKS_KEPT:])
+        self._saved_policy = self.store.things(POLICY).get(POLICY, b"")
+        if self._saved_policy:
+            try:
+                kept = msgspec.json.decode(self._saved_policy, type=_KeptPolicy)
+            except msgspec.MsgspecError:
+                self._log.warning("the models' policy in the database cannot be read: set it anew")
+            else:
+                keeping.keeper.adopt(kept.policy)
+                keeping.keeper.placed.update(dict.fromkeys(kept.placed))
+
+    def _save_task(self, task_id: str) -> None:
+        task = None if self._moves is None else self._moves.tasks.lasting(task_id)
+        self.store.put_thing(TASK, task_id, None if task is None else msgspec.json.encode(task))
+
+    def _save_policy(self) -> None:
+        if self._keeping is not None:
+            keeper = self._keeping.keeper
+            data = msgspec.json.encode(_KeptPolicy(policy=keeper.policy, placed=list(keeper.placed)))
+            if data != self._saved_policy:
+                self._saved_policy = data
+                self.store.put_thing(POLICY, POLICY, data)
 
     async def _save_agents(self) -> None:
         """Keep what changed; a few agents in each step."""
@@ -185,10 +238,12 @@ class Memory:
             await trio.sleep(SAVE_S)
             await self._save_agents()
             self._save_use()
+            self._save_policy()
 
     def close(self) -> None:
         """Save, write what waits, and let go of the database. Blocks, some seconds at most."""
         self._save_use()
+        self._save_policy()
         if self._driver is not None:
             for agent_id in self._driver.router.agent_ids():
                 self._save_agent(self._driver, agent_id)

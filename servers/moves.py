@@ -6,7 +6,7 @@ the coordinator stops; what a node lists after the work is known to the router b
 many lines a download has.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +30,7 @@ from core.tasks import (
     Kind,
     NodesSeen,
     Progressed,
+    TaskRestored,
     Tasks,
     TaskView,
     WatcherLeft,
@@ -65,6 +66,8 @@ class Moves:
         self.tasks = Tasks()
         self.changed = trio.Event()
         """Set, and replaced, when the state of a task changes."""
+        self.keep: Callable[[str], None] = lambda task_id: None
+        """Told of each task whose state changed."""
         self._driver = driver
         self._pool = pool
         self._credential_of = credential_of
@@ -76,6 +79,11 @@ class Moves:
         self._wake = trio.Event()
 
     # ------------------------------------------------------------ asking
+
+    def restore(self, kept: Iterable[TaskRestored]) -> None:
+        """Tasks of a former run, the oldest first; before anything is asked."""
+        for task in kept:
+            self._apply(task)
 
     async def ask(self, whats: Sequence[What], *, kept: bool) -> list[str]:
         """Have all of this done; the tasks that do it, in order. Raises RemoteError, before anything is begun."""
@@ -220,7 +228,8 @@ class Moves:
                     self._begin(effect)
                 case Abort():
                     self._abort(effect)
-                case Changed():
+                case Changed(task_id=task_id):
+                    self.keep(task_id)
                     self.changed.set()
                     self.changed = trio.Event()
                 case Note(level=level, event=event, fields=fields):

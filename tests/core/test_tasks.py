@@ -485,3 +485,44 @@ def check_views(desk: Desk, before: dict[str, TaskView]) -> None:
         before[view.id] = view
     deadline = desk.tasks.next_deadline()
     assert deadline is None or deadline > desk.now
+
+
+# ---------------------------------------------------------------- after a restart
+
+
+def restarted(before: Desk) -> Desk:
+    """Another run that was given what the first one kept, and has not seen a node yet."""
+    after = Desk()
+    after.tasks = Tasks()
+    for number in range(1, before.numbers + 1):
+        kept = before.tasks.lasting(f"t{number}")
+        if kept is not None:
+            after.tell(kept)
+            after.tell(kept)  # once more changes nothing
+    return after
+
+
+def test_what_was_not_finished_is_begun_anew_and_what_was_is_as_it_was() -> None:
+    before = Desk()
+    running, waiting, done, failed = before.ask("a"), before.ask("b"), before.ask("c", B), before.ask("d", B)
+    before.over(done)
+    before.over(failed, "no such model: file does not exist")
+    after = restarted(before)
+    assert [after.status(task) for task in (running, waiting, done)] == ["pending", "pending", "completed"]
+    assert after.view(failed).error == before.view(failed).error
+    assert after.view(done).created_at == before.view(done).created_at
+    effects = after.nodes(A, B)
+    assert begun(effects) == [(running, 2)]
+
+
+def test_what_somebody_watched_ends_with_the_run_that_he_watched() -> None:
+    before = Desk()
+    watched = before.ask("a", kept=False)
+    after = restarted(before)
+    assert after.status(watched) == "cancelled"
+    assert "started anew" in (after.view(watched).error or "")
+    assert after.nodes(A, B) == []
+
+
+def test_nothing_is_kept_of_a_task_that_nobody_knows() -> None:
+    assert Desk().tasks.lasting("nothing") is None

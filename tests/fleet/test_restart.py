@@ -97,3 +97,21 @@ async def test_a_node_that_left_the_settings_is_gone_and_a_deleted_one_stays_awa
             assert (await fleet.ask("DELETE", f"/api/agents/{made.json()['id']}")).status == 204
         async with open_fleet(**settings) as fleet:
             assert fleet.agents() == []
+
+
+async def test_tasks_and_the_policy_go_on(settings: dict[str, str]) -> None:
+    rules = {"models": [{"model": "wanted", "count": 1}]}
+    async with open_fleet(**settings) as fleet:
+        registered = (await fleet.ask("POST", "/api/agents", AGENT)).json()
+        asked = {"model_name": "asleep:latest", "target": "specific", "agent_ids": [registered["agent_id"]]}
+        (waits,) = (await fleet.ask("POST", "/api/models/distribute", asked)).json()["task_ids"]
+        (cancelled,) = (await fleet.ask("POST", "/api/models/distribute", {**asked, "model_name": "other"})).json()["task_ids"]
+        await fleet.ask("DELETE", f"/api/tasks/{cancelled}")
+        policy = await fleet.ask("PUT", "/api/models/policy", rules)
+        assert policy.status == 200, policy.body
+        before = {task["id"]: task["status"] for task in (await fleet.ask("GET", "/api/tasks")).json()}
+    async with open_fleet(**settings) as fleet:
+        after = {task["id"]: task["status"] for task in (await fleet.ask("GET", "/api/tasks")).json()}
+        assert after == before
+        assert (after[waits], after[cancelled]) == ("pending", "cancelled")
+        assert (await fleet.ask("GET", "/api/models/policy")).json()["models"] == policy.json()["models"]
