@@ -367,6 +367,8 @@ class SimulatedNode:
         work.started = work.first = now
         if self.timing.prompt_cache and work.event.conversation:
             known = runner.cache.get(work.event.conversation, 0)
+            if work.event.shared_tokens is not None:
+                known = min(known, work.event.shared_tokens)
             work.cached = max(0, min(known, work.event.prompt_tokens - 1))
         work.prompt = work.todo = work.event.prompt_tokens - work.cached + runner.model.prompt_base_s * runner.model.prefill_tokens_s
         work.phase = _Phase.PREFILL
@@ -537,6 +539,8 @@ class SimulatedNode:
                 self._fail(work, work.event.load_error)
             elif change is Change.LOADED:
                 self._runners[runner.model.weights] = runner
+                if self.timing.regroups:
+                    self._pending = deque(sorted(self._pending, key=lambda other: other.event.model != runner.name))
         self._serve_pending(at)
 
     def _fail(self, work: _Work, text: str) -> None:

@@ -39,6 +39,7 @@ class NodeTiming(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int = 512  # of a prompt, between two tokens of the streams beside it
     contention: float = 0.0  # each further runner that is busy costs all of them this share beyond the division of the machine
     prompt_cache: bool = True
+    regroups: bool = False  # once a model is loaded, all that wait for it go first: what Ollama does not do, to see what that costs
 
     def load_s(self, model: ModelTiming) -> float:
         """Seconds from start to readiness of a runner for `model`."""
@@ -56,6 +57,7 @@ class Came(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     options: str = ""  # the other options that a runner is started with, in any canonical form
     keep_alive_s: float | None = None  # negative: for ever
     conversation: str = ""  # requests with one value share a prompt prefix
+    shared_tokens: int | None = None  # how much of it, of the last such prompt; None: all that the runner knows
     paced: bool = False  # report every token, not only the first
     hold_at: int | None = None  # stop after so many tokens, until `Resumed`
     leaks: bool = False  # if its client leaves in mid-answer, its slot stays taken until the runner goes

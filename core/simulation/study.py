@@ -254,6 +254,7 @@ class Study:
                 prompt_tokens=arrival.input_tokens,
                 output_tokens=arrival.output_tokens,
                 conversation=arrival.conversation,
+                shared_tokens=arrival.shared_tokens,
             )
             self._effects(node, now, self._nodes[node].handle(came, now=now))
 

@@ -1,7 +1,8 @@
 """Requests as they come: rows of a public trace, or of one's own history, with a model drawn for each.
 
 Decides nothing about routing. Reads no files: rows come in as iterables. No public trace names a model, so models are drawn from a mix,
-by the seed; the mix is part of every figure made with it. Invariant: same rows, mix and seed, same requests.
+by the seed; the mix is part of every figure made with it. A conversation stays with its model. Invariant: same rows, mix and seed, same
+requests.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,13 +14,14 @@ from core.simulation.prng import Prng
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A request of a trace. `blocks`: ids of its prompt's prefix blocks, when the trace has them."""
+    """A request of a trace. `blocks`: ids of its prompt's prefix blocks of `block_tokens` each, when the trace has them."""
 
     at_s: float
     input_tokens: int
     output_tokens: int
     kind: str = ""
     blocks: tuple[int, ...] = ()
+    block_tokens: int = 0
     output_limit: int | None = None
     """What the request allowed (`num_predict`, `max_tokens`), when the trace tells."""
 
@@ -33,6 +35,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     client: str = ""
     conversation: str = ""
+    shared_tokens: int | None = None
+    """How much of its prompt is that of the last request of its conversation; None: it has none."""
     output_limit: int | None = None
     """What the router is told of it; the answer has `output_tokens` either way."""
 
@@ -60,6 +64,10 @@ def azure_rows(lines: Iterable[str], *, kind: str) -> Iterator[Row]:
         yield Row(at_s=at_s, input_tokens=int(context), output_tokens=max(1, int(generated)), kind=kind)
 
 
+MOONCAKE_BLOCK: Final = 512
+"""Tokens of a prefix block."""
+
+
 class _Mooncake(msgspec.Struct):
     timestamp: int
     input_length: int
@@ -82,6 +90,7 @@ def mooncake_rows(lines: Iterable[str], *, scale: int = 8) -> Iterator[Row]:
                 output_tokens=max(1, row.output_length // scale),
                 kind="conversation",
                 blocks=row.hash_ids,
+                block_tokens=MOONCAKE_BLOCK // scale,
             )
 
 
@@ -104,11 +113,19 @@ def arrivals(
     stretch = (len(ordered) / rate_per_s) / span
     drawn: dict[str, tuple[Sequence[str], Sequence[int]]] = {kind: (list(mix), list(mix.values())) for kind, mix in mixes.items()}
     out: list[Arrival] = []
+    last: dict[int, tuple[str, tuple[int, ...]]] = {}
+    """Of each conversation: its model, and the blocks of its last prompt."""
     clock = 0.0
     for at_s, _, row in ordered:
         clock = clock + gaps.exponential_s(1.0 / rate_per_s) if poisson else (at_s - start) * stretch
         names, weights = drawn[row.kind]
         model = names[models.weighted(weights)]
+        conversation, shared = "", None
+        if len(row.blocks) > 1:
+            # Prompts with one second block belong together; the first is the system prompt of everybody (traces' README).
+            model, before = last.get(row.blocks[1], (model, ()))
+            last[row.blocks[1]] = (model, row.blocks)
+            conversation, shared = f"{model}/{row.blocks[1]}", _shared(row, before)
         out.append(
             Arrival(
                 at_s=clock,
@@ -116,13 +133,19 @@ def arrivals(
                 input_tokens=min(row.input_tokens, INPUT_MAX),
                 output_tokens=row.output_tokens,
                 client=f"client-{who.below(clients)}",
-                conversation=_conversation(row, model),
+                conversation=conversation,
+                shared_tokens=shared,
                 output_limit=row.output_limit,
             )
         )
     return out
 
 
-def _conversation(row: Row, model: str) -> str:
-    """Requests that share the second prefix block belong together; the first is the system prompt of everybody (traces' README)."""
-    return f"{model}/{row.blocks[1]}" if len(row.blocks) > 1 else ""
+def _shared(row: Row, before: tuple[int, ...]) -> int:
+    """Tokens of the blocks that both prompts begin with."""
+    count = 0
+    for ours, theirs in zip(row.blocks, before, strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count * row.block_tokens

@@ -2,11 +2,13 @@
 
 Without traces: on the packaged extracts, in minutes. `--traces DIR` names a directory with the public traces (Azure's two CSVs,
 `conversation_trace.jsonl`) for the figures to quote. One cell: `--only mixed --strategies auto --loads 0.35 --seeds 1`; then nothing is
-written. Exits with 1 when a bar of the issue is missed, which only figures from whole traces can.
+written. `--keep FILE` writes each run's figures there, and takes those it finds there for made: long runs can be interrupted, and after a
+change to one strategy `--again auto` makes only its runs anew. Exits with 1 when a bar of the issue is missed, which only figures from
+whole traces can.
 """
 
 import argparse
-import math
+import hashlib
 import re
 import sys
 import time
@@ -26,6 +28,9 @@ PAGE = ROOT / "docs" / "routing.md"
 LOADS = (0.2, 0.35, 0.5, 0.7, 0.9)
 SEEDS = 3
 STRATEGIES = ("random", "round-robin", "metrics", "least-outstanding", "p2c", "warm+spill", "lmetric-like", "auto")
+ENDLESS_S = 1e9
+"""How long a request that was refused waits."""
+
 FEW = ("metrics", "least-outstanding", "warm+spill", "auto")
 
 
@@ -47,9 +52,16 @@ def tables() -> list[Table]:
         Table(name="mixed", fleet=mixed),
         Table(name="mixed-poisson", fleet=mixed, poisson=True, strategies=(*STRATEGIES, "auto+advice", "auto+plan")),
         Table(name="mooncake", fleet=mixed, form="mooncake", strategies=FEW, loads=(0.2, 0.35, 0.5, 0.7)),
-        Table(name="equal-nodes", fleet=fleet_file.homogeneous(), strategies=FEW, loads=(0.35, 0.5, 0.7)),
+        Table(name="equal-nodes", fleet=fleet_file.homogeneous(), strategies=FEW, loads=(0.35, 0.5, 0.7, 0.9)),
         Table(name="one-slot", fleet=fleet_file.mixed(slots=1), strategies=FEW, loads=(0.2, 0.35, 0.5)),
+        Table(name="regrouping", fleet=regrouping(mixed), strategies=FEW, loads=(0.2, 0.35, 0.5)),
     ]
+
+
+def regrouping(fleet: fleet_file.Fleet) -> fleet_file.Fleet:
+    """The same on an Ollama that there is not: see `NodeTiming.regroups`."""
+    nodes = tuple(msgspec.structs.replace(node, timing=msgspec.structs.replace(node.timing, regroups=True)) for node in fleet.nodes)
+    return msgspec.structs.replace(fleet, nodes=nodes)
 
 
 def trace_of(form: str, directory: Path | None) -> Trace:
@@ -72,7 +84,40 @@ def plain_cell(table: Table, directory: Path | None) -> tuple[Cell, float]:
     return cell, plan_of(cell).capacity_per_s
 
 
-def measured(table: Table, cell: Cell, bound: float, seeds: int) -> dict[tuple[str, float], list[Summary]]:
+class Kept:
+    """Figures of runs that were made before, in a file of JSON lines; without one nothing is kept. `again`: strategies to run anew."""
+
+    def __init__(self, path: Path | None = None, again: Sequence[str] = ()) -> None:
+        self._path = path
+        self._made: dict[str, Summary] = {}
+        if path is not None and path.exists():
+            for line in path.read_bytes().splitlines():
+                name, summary = msgspec.json.decode(line, type=tuple[str, Summary])
+                if summary.strategy not in again:
+                    self._made[name] = summary
+
+    def find(self, cell: Cell) -> Summary | None:
+        """What the run of this cell came to."""
+        return self._made.get(self._name(cell))
+
+    def add(self, cell: Cell, summary: Summary) -> None:
+        """It was run."""
+        if self._path is not None and summary.complete:
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.encode((self._name(cell), _finite(summary))) + b"\n")
+
+    def _name(self, cell: Cell) -> str:
+        return hashlib.sha256(msgspec.json.encode(cell)).hexdigest()
+
+
+def _finite(summary: Summary) -> Summary:
+    """JSON has no infinity: an endless wait becomes one of `ENDLESS_S`."""
+    return msgspec.structs.replace(summary, ttft_s={percent: min(value, ENDLESS_S) for percent, value in summary.ttft_s.items()})
+
+
+def measured(
+    table: Table, cell: Cell, bound: float, seeds: int, kept: Kept, processes: int | None
+) -> dict[tuple[str, float], list[Summary]]:
     """The figures of each strategy at each load."""
     wanted = [
         msgspec.structs.replace(cell, strategy=strategy, rate_per_s=load * bound, seed=seed)
@@ -81,18 +126,21 @@ def measured(table: Table, cell: Cell, bound: float, seeds: int) -> dict[tuple[s
         for seed in range(1, seeds + 1)
     ]
     places = [(strategy, load) for load in table.loads for strategy in table.strategies for _ in range(seeds)]
-    found: dict[tuple[str, float], list[Summary]] = {}
+    made = {number: summary for number, one in enumerate(wanted) if (summary := kept.find(one)) is not None}
+    left = [number for number in range(len(wanted)) if number not in made]
     began = time.monotonic()
 
     def progress(done: float) -> None:
         if sys.stderr.isatty():
-            print(
-                f"\r{table.name}: {done:.1f} of {len(wanted)} runs, {time.monotonic() - began:.0f} s ", end="", file=sys.stderr, flush=True
-            )
+            print(f"\r{table.name}: {done:.1f} of {len(left)} runs, {time.monotonic() - began:.0f} s ", end="", file=sys.stderr, flush=True)
 
-    for number, summary in run_all(wanted, progress=progress):
-        found.setdefault(places[number], []).append(summary)
-    print(f"\r{table.name}: {len(wanted)} runs in {time.monotonic() - began:.0f} s" + " " * 20, file=sys.stderr)
+    for number, summary in run_all([wanted[number] for number in left], progress=progress, processes=processes) if left else ():
+        made[left[number]] = summary
+        kept.add(wanted[left[number]], summary)
+    found: dict[tuple[str, float], list[Summary]] = {}
+    for number in sorted(made):
+        found.setdefault(places[number], []).append(made[number])
+    print(f"\r{table.name}: {len(left)} runs in {time.monotonic() - began:.0f} s" + " " * 20, file=sys.stderr)
     if sum(map(len, found.values())) < len(wanted) or not all(summary.complete for runs in found.values() for summary in runs):
         raise SystemExit("interrupted: nothing was written")
     return found
@@ -114,7 +162,7 @@ def floor(cell: Cell) -> tuple[float, ...]:
 
 def short(value: float) -> str:
     """Seconds, with the digits that mean something."""
-    return "∞" if math.isinf(value) else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return "∞" if value >= ENDLESS_S / 1000 else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def mean(runs: Sequence[Summary], percent: float) -> float:
@@ -180,6 +228,9 @@ def bars(table: Table, found: dict[tuple[str, float], list[Summary]]) -> list[st
             )
     elif table.name == "one-slot":
         bar("metrics / auto at 0.35, p95", ratio("metrics", 0.35, 95), 2.5)
+    elif table.name == "regrouping":
+        for percent in (50, 95, 99):
+            bar(f"metrics / auto at 0.35, p{percent}", ratio("metrics", 0.35, percent), 1)
     else:
         better = mean(found["auto", 0.9], 95) / max(mean(found["auto+plan", 0.9], 95), 1e-9)
         bar("auto / auto+plan at 0.9, p95", better, 1.5)
@@ -202,7 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--loads", help="separated by commas; nothing is written then")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--dry", action="store_true", help="write nothing")
+    parser.add_argument("--keep", type=Path, help="file for the figures of each run; those in it are not made again")
+    parser.add_argument("--again", default="", help="strategies, separated by commas, whose runs in that file are not used")
+    parser.add_argument("--processes", type=int, help="at once; as many as there are processors without it")
     given = parser.parse_args(arguments)
+    kept = Kept(given.keep, given.again.split(","))
     part = given.strategies is not None or given.loads is not None
     misses = 0
     for table in tables():
@@ -213,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.loads is not None:
             table = msgspec.structs.replace(table, loads=tuple(map(float, given.loads.split(","))))
         cell, bound = plain_cell(table, given.traces)
-        found = measured(table, cell, bound, given.seeds)
+        found = measured(table, cell, bound, given.seeds, kept, given.processes)
         text = shown(table, found, cell, bound, given.seeds)
         if not part:
             judged = bars(table, found)

@@ -3,11 +3,12 @@
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from servers.study.cells import PERCENTS, Summary
 from tests.prove import routing_table
-from tests.prove.routing_table import Table, bars, main, plain_cell, short, tables, trace_of, written
+from tests.prove.routing_table import Kept, Table, bars, main, plain_cell, short, tables, trace_of, written
 
 
 def summary(strategy: str, p50: float, p95: float, p99: float, *, loads: float = 5.0, unstable: bool = False) -> Summary:
@@ -44,7 +45,7 @@ def test_bars_that_are_met_and_missed() -> None:
         "MISSED: mixed: 10 / loads per 1000 of auto at 0.35 0.91, at least 1"
     ]
     assert any("stable" in line for line in bars(mixed, figures(mixed, unstable=True)) if line.startswith("MISSED"))
-    for name in ("mooncake", "equal-nodes", "one-slot", "mixed-poisson"):
+    for name in ("mooncake", "equal-nodes", "one-slot", "mixed-poisson", "regrouping"):
         assert bars(named(name), figures(named(name)))
 
 
@@ -53,6 +54,19 @@ def test_loads_are_parts_of_the_computed_bound() -> None:
     assert bound == pytest.approx(5.76, rel=0.01)
     assert not cell.limits
     assert plain_cell(named("one-slot"), None)[1] < bound / 1.5
+
+
+def test_figures_that_were_kept_are_not_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    cell, _ = plain_cell(named("mixed"), None)
+    other = msgspec.structs.replace(cell, seed=2)
+    Kept(path).add(cell, summary("auto", 1.0, 2.0, math.inf))
+    Kept().add(other, summary("auto", 1.0, 2.0, 3.0))
+    found = Kept(path).find(cell)
+    assert found is not None
+    assert (found.ttft_s[95], short(found.ttft_s[99])) == (2.0, "∞")
+    assert Kept(path).find(other) is None
+    assert Kept(path, ["auto"]).find(cell) is None
 
 
 def test_one_cell_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

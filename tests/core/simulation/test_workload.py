@@ -58,7 +58,14 @@ def test_the_same_seed_gives_the_same_requests_and_another_does_not() -> None:
 def test_conversations_go_by_the_second_block() -> None:
     found = arrivals(mooncake_rows(MOONCAKE), rate_per_s=1.0, mixes=MIXES, prng=Prng(2))
     assert found[0].conversation.endswith("/1")
-    assert found[1].conversation == ""
+    assert (found[1].conversation, found[1].shared_tokens) == ("", None)
+
+
+def test_a_conversation_stays_with_its_model_and_knows_what_its_last_prompt_shares() -> None:
+    lines = [f'{{"timestamp": {at}, "input_length": 4096, "output_length": 8, "hash_ids": [0, 1, {2 + at // 4}, 9]}}' for at in range(8)]
+    found = arrivals(mooncake_rows(lines), rate_per_s=1.0, mixes=MIXES, prng=Prng(2))
+    assert len({arrival.model for arrival in found}) == 1
+    assert [arrival.shared_tokens for arrival in found] == [0, 256, 256, 256, 128, 256, 256, 256]
 
 
 def test_no_rows_no_requests() -> None:
