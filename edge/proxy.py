@@ -68,14 +68,6 @@ class JudgeModel(Interface):
     def __call__(self, client: str, model: str | None, /, *, told_once: bool) -> Denied | None: ...
 
 
-class Explainer(Interface):
-    """Tells those who may know why a request went to its node."""
-
-    async def is_for(self, conn: ClientConnection, head: RequestHead, /) -> bool: ...
-
-    def line(self, request_id: RequestId, /) -> str: ...
-
-
 def _open_to_all(_client: str, _model: str | None, /, *, told_once: bool) -> Denied | None:
     return None
 
@@ -126,7 +118,6 @@ class Proxy:
         self._unload_elsewhere = unload_elsewhere
         self._recorder = recorder
         self._aliases = aliases
-        self._explainer = explainer
         self._explainer = explainer
         self._clock = clock
         self._live: dict[RequestId, _One] = {}
@@ -181,8 +172,6 @@ class Proxy:
             one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
             one.model = None if model is facts.model else model
             one.explainer = explainer
-            if self._explainer is not None and head.fields.get(b"x-explain") == b"1" and await self._explainer.is_for(conn, head):
-                one.explainer = self._explainer
             if self._recorder is not None:
                 one.capture = self._recorder.open(request_id, conn, head, route, stream=facts.stream)
             self._live[request_id] = one
@@ -260,8 +249,6 @@ class _One:
         self._decoded: Body | None = None
         self.kept: tuple[Kept, str] | None = None
         """The last node's own error answer, and that node's name."""
-        self.explainer: Explainer | None = None
-        """Set when the client asked why, and may know."""
         self.explainer: Explainer | None = None
         """Set when the client asked why, and may know."""
         self.capture: Capture | None = None
