@@ -80,8 +80,8 @@ class Machine:
         self._faults, self._link_dice, self._node_dice = prng.split("faults"), prng.split("link"), prng.split("node")
         self._make_link = make_link
         self.up = self.ollama_up = False
-        self.leaks = 0
-        """Requests that leak their slot if their client leaves in mid-answer."""
+        self.leaks = self.pinned = 0
+        """Requests that leak their slot if their client leaves in mid-answer, and that keep their model in memory for ever."""
         self.silent = False
         """While down: whether connections are met with silence instead of a reset."""
         self.boot = 0
@@ -253,9 +253,10 @@ class Machine:
             self._serve(connection)
 
     def mend(self) -> None:
-        """No slot of its models is leaked any more: its Ollama starts anew, if one may be."""
-        if self.leaks:
-            self.leaks = 0
+        """It loses no slots and keeps nothing in memory for ever any more: its Ollama starts anew where that was asked for."""
+        self._pins = False
+        if self.leaks or self.pinned:
+            self.leaks = self.pinned = 0
             self.kill_ollama()
             self.start_ollama()
 
@@ -275,13 +276,6 @@ class Machine:
             held = next((model for model in self._held if key_or_none(model) == key), None)
             if held is not None:
                 self._ollama_effects(self._node.handle(UnloadAsked(held), now=self._clock.local(now=self._stage.now)))
-
-    def unpin(self) -> None:
-        """Nothing stays in its memory for ever (any more)."""
-        self._pins = False
-        for row in self._node.loaded(now=self._clock.local(now=self._stage.now)) if self.up and self.ollama_up else ():
-            if row.expires_at == float("inf"):
-                self.unload(row.model)
 
     def _serve(self, connection: Connection) -> None:
         ask = connection.ask
@@ -306,13 +300,17 @@ class Machine:
         self._connections[connection.key] = connection
         leaks = ask.stream and not self._stage.healed and (how == "leak" or self._faults.chance(self._stage.options.leak))
         self.leaks += leaks
+        keep_alive_s = ask.keep_alive_s
+        if keep_alive_s is not None and keep_alive_s < 0:
+            self.pinned += 1
+            keep_alive_s = keep_alive_s if self._pins else None
         came = Came(
             request_id=connection.key,
             model=name,
             prompt_tokens=0 if ask.kind == "load" else ask.input_tokens,
             output_tokens=ask.output_tokens,
             num_ctx=ask.num_ctx,
-            keep_alive_s=ask.keep_alive_s if self._pins or (ask.keep_alive_s or 0.0) >= 0 else None,
+            keep_alive_s=keep_alive_s,
             conversation="" if ask.conversation is None else str(ask.conversation),
             leaks=leaks,
             hold_at=1 if how == "cut" and ask.output_tokens > 1 else None,

@@ -12,8 +12,9 @@ R5   Nobody is sent to an agent that is silent, out, pending, ill, without the m
 R6   A message older than what was taken already changes nothing. M3: nor does a copy.
 R7   Leases per agent are what the router shows as in flight.
 R8   A lease ends at the latest `lease_ttl_s` after it was renewed last.
-R11  The waiting line is bounded for those who come, a wait ends in time, and where one node alone holds a model nobody who was never
-     tried is overtaken by a later request of the same client for it (with more nodes, the later one may rightly go elsewhere).
+R11  The waiting line is bounded for those who come, a wait ends in time, and nobody who was never tried is overtaken by a later
+     request of the same client for the same (under `auto` only where one node alone holds the model: with more, the later one may rightly
+     go elsewhere).
 R12  Nobody waits while nothing runs on any node that holds the model (waiting for a fast one beside an idle slow one is a choice).
 R13  After a tick the next deadline lies ahead, and a second tick at the same instant has nothing to do.
 R14  Each effect names somebody known and is an answer that was due; each agent's call is answered once.
@@ -307,7 +308,7 @@ class Checkers:
 
     def _nobody_overtaken(self, request: Request) -> None:
         line = self._waiting.get(request.came.client)
-        if not line or not _ordinary(request) or len(self.book.holders(request.key)) > 1:
+        if not line or not _ordinary(request) or (self._config.strategy == "auto" and len(self.book.holders(request.key)) > 1):
             return
         for other in line.values():
             if other is request:

@@ -322,7 +322,6 @@ class World:
         for machine in self.machines:
             machine.slow(100)
             machine.fail("", 0.0)
-            machine.unpin()
             machine.resume()
             machine.mend()
             machine.drift(100)
