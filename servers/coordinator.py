@@ -219,7 +219,7 @@ class Coordinator:
             credential_of=self.tokens.credential_of,
             client_of=access.client_of,
             judge_model=access.judge_model,
-            recorder=self.memory.history,
+            recorder=self.memory.recorder,
             unload_elsewhere=moves.unload,
             aliases=Aliases(settings.aliases),
             explainer=Explainer(driver, access),

@@ -80,7 +80,7 @@ class Memory:
             settings.database_url,
             data_dir,
             coordinator_id=kept_secret(data_dir / COORDINATOR_FILE)[:16],
-            retention_days=settings.history_retention_days,
+            retention_days=settings.history_retention_days or 1,
             max_bytes=settings.history_max_bytes,
             free_disk_bytes=lambda path: shutil.disk_usage(path).free,
             clock=clock.unix_ms,
@@ -94,6 +94,7 @@ class Memory:
             masks=settings.history_mask,
             client_address=self._address_of,
         )
+        self._records = settings.history_retention_days > 0
         self._saved_use: dict[str, tuple[Any, ...]] = {}
         self._saved_agents: dict[AgentId, bytes] = {}
         self._driver: Driver | None = None
@@ -204,6 +205,11 @@ class Memory:
         if self._saved_agents.get(agent_id) != data:
             self._saved_agents[agent_id] = data
             self.store.put_thing(AGENT, agent_id, data)
+
+    @property
+    def recorder(self) -> History | None:
+        """Who records requests; None: nobody does."""
+        return self.history if self._records else None
 
     def record(self, record: Record) -> None:
         """A request is over."""

@@ -366,7 +366,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         "ROUTER_AUTO_DISTRIBUTE", "auto_distribute", _bool, _BOOL, "nodes whose Ollama the agent installed get a model when they have none"
     ),
     Setting(
-        "HISTORY_RETENTION_DAYS", "history_retention_days", _positive, "days, a whole number from 1", "age of kept records",
+        "HISTORY_RETENTION_DAYS", "history_retention_days", _integer, "days, a whole number; 0: nothing is recorded", "age of kept records",
     ),
     Setting("HISTORY_MAX_BYTES", "history_max_bytes", _bytes, _SIZE, "size of all kept records"),
     Setting("HISTORY_BODY_MAX_BYTES", "history_body_max_bytes", _bytes, _SIZE, "largest body that is kept whole"),

@@ -44,7 +44,7 @@ WRONG = {
     "ROUTER_ORIGINS": ["example.com"],
     "ROUTER_BASE_PATH": ["ollama", "/a//b", "/a?b", "/a b"],
     "ROUTER_AUTO_DISTRIBUTE": ["x"],
-    "HISTORY_RETENTION_DAYS": ["0", "week"],
+    "HISTORY_RETENTION_DAYS": ["-1", "week"],
     "HISTORY_MAX_BYTES": ["0"],
     "HISTORY_BODY_MAX_BYTES": ["x"],
     "HISTORY_BODIES": ["some"],
