@@ -7,6 +7,7 @@ argument cannot be used, 1 that something else went wrong; a token is printed on
 import gc
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,9 @@ def _version() -> str:
     except PackageNotFoundError:
         return "unknown (not installed)"
 
+
+SWITCH_S: Final = 0.001
+"""How long a worker thread may keep the interpreter's lock while the loop waits for it; Python's own 5 ms would be felt by every stream."""
 
 FILES_WANTED: Final = 65_536
 
@@ -94,6 +98,7 @@ def _calm_collector() -> None:
     Almost nothing here is cyclic: reference counting frees a request's objects at its end. With Python's own thresholds the collector
     would run several times per hundred requests, and its full runs hold the loop for milliseconds.
     """
+    sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 25, 50)

@@ -5,7 +5,8 @@ as it is, so that a batch may be tried again; names are looked up once and remem
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, cast
 
 import psycopg
@@ -31,10 +32,15 @@ _BODIES: Final = {name: number for number, name in enumerate(BODY_STATES)}
 _DAY_NUMBERS: Final = DAY_MS << NUMBER_SHIFT
 
 
-def _insert(table: Table, dialect: str) -> str:
+ROWS_AT_ONCE: Final = (64, 16, 4, 1)
+"""Rows of one statement on SQLite. Its driver gives the interpreter's lock away at each statement, and getting it back from a busy loop
+costs more than the row."""
+
+
+def _insert(table: Table, dialect: str, rows: int = 1) -> str:
     names = [column.name for column in table.columns]
-    holder = "?" if dialect == "sqlite" else "%s"
-    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(holder for _ in names)}) ON CONFLICT DO NOTHING"
+    row = f"({', '.join('?' if dialect == 'sqlite' else '%s' for _ in names)})"
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES {', '.join([row] * rows)} ON CONFLICT DO NOTHING"
 
 
 class Statements:
@@ -43,8 +49,9 @@ class Statements:
     def __init__(self, dialect: str, coordinator_id: str) -> None:
         self.dialect = dialect
         self.coordinator_id = coordinator_id
-        self._requests = _insert(tables.requests, dialect)
-        self._bodies = _insert(tables.bodies, dialect)
+        self._inserts = {
+            (table.name, rows): _insert(table, dialect, rows) for table in (tables.requests, tables.bodies) for rows in ROWS_AT_ONCE
+        }
         self._models: dict[str, int] = {}
         self._nodes: dict[tuple[str, str], int] = {}
         self._days: set[int] = set()
@@ -70,18 +77,23 @@ class Statements:
             for record in records
             if record.request_body is not None or record.response_body is not None
         ]
-        self._many(connection, self._requests, rows)
+        self._many(connection, "requests", rows)
         self.inserted_bytes += sum(row[_KEPT_BYTES] for row in rows) + len(rows) * RECORD_BYTES
         if kept:
-            self._many(connection, self._bodies, kept)
+            self._many(connection, "bodies", kept)
 
-    def _many(self, connection: Connection, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    def _many(self, connection: Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         driver = connection.connection.driver_connection
-        if self.dialect == "sqlite":
-            cast("sqlite3.Connection", driver).executemany(statement, rows)
-        else:
+        if self.dialect == "postgresql":
             with cast("psycopg.Connection[Any]", driver).cursor() as cursor:
-                cursor.executemany(statement, rows)
+                cursor.executemany(self._inserts[table, 1], rows)
+            return
+        execute = cast("sqlite3.Connection", driver).execute
+        at = 0
+        for size in ROWS_AT_ONCE:
+            while len(rows) - at >= size:
+                execute(self._inserts[table, size], tuple(chain.from_iterable(rows[at : at + size])))
+                at += size
 
     def _row(self, record: HistoryRecord) -> tuple[Any, ...]:
         kept_bytes = len(record.request_body or b"") + len(record.response_body or b"") + len(record.attempts)
