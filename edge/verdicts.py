@@ -43,7 +43,7 @@ _SSE_ENDS: Final = (
 _SSE_ERRORS: Final = (b"event: response.failed", b"event: error", b'data: {"error"')
 _STRING: Final = rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")'
 _TOKEN: Final = re.compile(rb'"(?:response|content|text|thinking|reasoning|delta)":' + _STRING)
-_MESSAGE: Final = re.compile(rb'"message":' + _STRING)
+_MESSAGE: Final = re.compile(rb'"message": ?' + _STRING)
 _COUNTS: Final = {
     Protocol.NATIVE: re.compile(
         rb'"(prompt_eval_count|eval_count|total_duration|load_duration|prompt_eval_duration|eval_duration)":([0-9]{1,18})(?=[,}])'
