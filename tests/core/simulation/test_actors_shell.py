@@ -1,17 +1,20 @@
 """The shell of the world: it settles each request once, and reports what its nodes did as the real one does."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from core.events import AttemptEnded, Declined, Effect, Ending, Event, Failure, FirstByte, Forward, Refuse, RequestCame, Settled
+from core.events import AttemptEnded, Cut, Declined, Effect, Ending, Event, Failure, FirstByte, Forward, Refuse, RequestCame, Settled
 from core.router import Router
 from core.simulation import script
 from core.simulation.actors import Answer, Connection
-from core.simulation.script import Ask, Heal
+from core.simulation.prng import Ratio
+from core.simulation.script import Ask, Heal, Leave
 from core.simulation.world import World
-from tests.core.simulation.worlds import asks, drawn, played
+from tests.core.simulation.worlds import CALM, asks, drawn, played
 
 
 def watched(world: World) -> list[tuple[Event | None, Sequence[Effect]]]:
@@ -174,3 +177,16 @@ def test_bytes_that_are_no_message_are_refused() -> None:
 def test_in_all_weathers(seed: int) -> None:
     verdict = drawn(seed).run(400)
     assert verdict.passed, verdict
+
+
+def test_a_cut_may_have_the_node_unload_before_the_attempt_is_over() -> None:
+    """The request hangs on a leaked slot; another one's client leaves while the node is told."""
+    options = msgspec.structs.replace(CALM, nodes=1, slots=1, leak=Ratio(1, 1))
+    world, seen = run([*asks(2, gap_s=20.0, output_tokens=2000), (12.0, Leave(request=0))], options=options)
+    done = [effect for _, effects in seen for effect in effects]
+    (cut,) = (effect for effect in done if isinstance(effect, Cut))
+    assert cut.unload
+    assert [ended.failure for ended in of(AttemptEnded, seen)] == [Failure.VANISHED]
+    assert sum(isinstance(effect, Forward) for effect in done) == 3
+    world.shell._unloaded(SimpleNamespace(over=True), "its client left meanwhile")  # type: ignore[arg-type]
+    assert len(of(AttemptEnded, seen)) == 1
