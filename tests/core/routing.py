@@ -31,6 +31,7 @@ from core.events import (
     Wait,
 )
 from core.invariants import check
+from core.inventory import Inventory
 from core.messages import AgentSettings, GpuDevice, Heartbeat, Registration
 from core.router import Router
 from core.units import AgentId, Instant, RequestId, UnixMs
@@ -169,6 +170,12 @@ class World:
         """An admin orders something."""
         return self.do(AgentCommanded(agent_id=agent_id, command=command))
 
+    def inventory(self, agent_id: AgentId) -> Inventory:
+        """What the router believes the node holds."""
+        agent = self.router._registry.get(agent_id)
+        assert agent is not None
+        return agent.inventory
+
     def state(self, agent_id: AgentId) -> str:
         """How the agent stands."""
         view = self.router.agent(agent_id)
@@ -254,6 +261,12 @@ class Fleet(World):
             else:
                 load_s = self.load_s if cold else 0.0
                 self.settle(request_id, usage=usage(load_s=load_s, prompt_s=self.service_s / 4, eval_s=self.service_s * 3 / 4))
+
+
+def three(**config: Any) -> tuple[World, list[AgentId]]:
+    """A world with three equal nodes that have the model in memory."""
+    world = World(**config)
+    return world, [world.backend(name, "m", loaded=("m",), slots=9) for name in ("one", "two", "three")]
 
 
 def answer(effects: list[Effect], request_id: str) -> Forward | Wait | Refuse | PassOn | None:

@@ -1,7 +1,8 @@
-"""Measure each module of the core by its own test file alone: `python -m tests.house.coverage_by_module [module ...]`.
+"""Measure each module of the core by its own tests alone: `python -m tests.house.coverage_by_module [module ...]`.
 
-A module that is only covered because others use it has no tests that say what it should do. Both its statements and its branches
-must reach the bar. Modules are measured side by side, as many as there are cores.
+Its own are `test_<module>.py` and `test_<module>_<part>.py`; a file fits the module with the longest name only. A module that is only
+covered because others use it has no tests that say what it should do. Both its statements and its branches must reach the bar. Modules are
+measured side by side, as many as there are cores.
 """
 
 import json
@@ -12,24 +13,24 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.house.tree import COVERAGE_PERCENT_MIN, ROOT, mirror_of, modules
+from tests.house.tree import COVERAGE_PERCENT_MIN, ROOT, modules, own_tests
 
 
 def measure(module: Path) -> str:
     """What is wrong with the coverage of `module`; "" when nothing is."""
-    tests = mirror_of(module)
-    if not (ROOT / tests).is_file():
-        return f"{module}: {tests} does not exist"
+    tests = own_tests(module)
+    if not (ROOT / tests[0]).is_file():
+        return f"{module}: {tests[0]} does not exist"
     with tempfile.TemporaryDirectory() as place:
         environ = {**os.environ, "COVERAGE_FILE": str(Path(place) / "data")}
-        run = [sys.executable, "-m", "coverage", "run", "--branch", "--source=", f"--include={module}", "-m", "pytest", str(tests)]
+        run = [sys.executable, "-m", "coverage", "run", "--branch", "--source=", f"--include={module}", "-m", "pytest", *map(str, tests)]
         done = subprocess.run(run, cwd=ROOT, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         if done.returncode != 0:
             return f"{module}: its tests fail\n{done.stdout[-4000:]}{done.stderr[-1000:]}"
         report = [sys.executable, "-m", "coverage", "json", "--quiet", f"--include={module}", "-o", "-"]
         done = subprocess.run(report, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        return f"{module}: {tests} does not run it"
+        return f"{module}: {tests[0]} does not run it"
     (found,) = json.loads(done.stdout)["files"].values()
     summary = found["summary"]
     parts = {
@@ -40,7 +41,7 @@ def measure(module: Path) -> str:
     if min(percents.values()) >= COVERAGE_PERCENT_MIN:
         return ""
     figures = ", ".join(f"{percent:.1f} % of its {name}" for name, percent in percents.items())
-    return f"{module}: {tests} reaches {figures}; missing lines {found['missing_lines']}, branches {found['missing_branches']}"
+    return f"{module}: its own tests reach {figures}; missing lines {found['missing_lines']}, branches {found['missing_branches']}"
 
 
 def main() -> int:

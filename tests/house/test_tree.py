@@ -8,7 +8,7 @@ import pytest
 
 from agent import config as agent_settings
 from servers import settings as coordinator_settings
-from tests.house.tree import ROOMS, ROOT, dotted, files, mirror_of, modules
+from tests.house.tree import ROOMS, ROOT, dotted, files, mirror_of, modules, own_tests
 
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 600
@@ -74,6 +74,19 @@ def test_the_operators_page_lists_every_route() -> None:
 @pytest.mark.parametrize("path", modules("core"), ids=str)
 def test_each_module_of_the_core_has_its_test_file(path: Path) -> None:
     assert (ROOT / mirror_of(path)).is_file(), f"{path} needs {mirror_of(path)}"
+
+
+def test_a_part_of_the_tests_belongs_to_the_module_with_the_longest_name_that_fits() -> None:
+    owners: dict[Path, Path] = {}
+    for module in modules("core"):
+        for tests in own_tests(module):
+            assert owners.setdefault(tests, module) == module, f"{tests} counts for two modules"
+    for tests, module in (
+        ("test_placement.py", "placement.py"),
+        ("test_placement_search.py", "placement_search.py"),
+        ("test_registry_reports.py", "registry.py"),
+    ):
+        assert owners.get(Path("tests", "core", tests)) == Path("core", module)
 
 
 @pytest.mark.parametrize("page", files(".md"), ids=str)

@@ -43,3 +43,11 @@ def dotted(path: Path) -> str:
 def mirror_of(module: Path) -> Path:
     """Where the tests of a module of the core lie: `core/simulation/node.py` has `tests/core/simulation/test_node.py`."""
     return Path("tests", *module.parent.parts, f"test_{module.name}")
+
+
+def own_tests(module: Path) -> list[Path]:
+    """The module's own tests: its mirror, and beside it `test_<module>_<part>.py`. A file fits the longest name only."""
+    mirror = mirror_of(module)
+    parts = [path.relative_to(ROOT) for path in sorted((ROOT / mirror.parent).glob(f"{mirror.stem}_*.py"))]
+    longer = [f"test_{path.stem}" for path in (ROOT / module.parent).glob(f"{module.stem}_*.py")]
+    return [mirror, *(path for path in parts if not any(f"{path.stem}_".startswith(f"{name}_") for name in longer))]
