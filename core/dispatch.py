@@ -41,6 +41,9 @@ DECISIONS_MAX: Final = 16
 
 RETRY_AFTER_MAX_S: Final = 60
 
+BURST_S: Final = 4.0
+"""What the fleet does in so long one client may have waiting before those who have less waiting come before it."""
+
 SHORTEST_WAIT_S: Final = 0.001
 """A deadline lies ahead, whatever rounding has made of what is left."""
 
@@ -394,7 +397,8 @@ class Dispatcher:
             return
         else:
             cost = Micros(choice.work_us if choice is not None else 1)
-            place = self.queue.new_place(request.client, cost=cost, number=request.number)
+            burst = round(BURST_S * MICROS_PER_S) * len(self._registry.ready())
+            place = self.queue.new_place(request.client, cost=cost, number=request.number, burst=burst)
         left_s = max(self._config.queue_timeout_s - request.waited_s, SHORTEST_WAIT_S)
         self.queue.push(request.id, request.client, place, deadline=Instant(now + left_s))
         request.phase = Phase.WAITING

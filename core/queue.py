@@ -3,10 +3,12 @@
 Decides the order and the limits only; never whether somebody may go. Each waiting request has a fixed place: a start tag after the work
 that its client already has waiting, as in start-time fair queueing. That is the order in which a deficit round robin over the
 clients would serve, but every place is known at once: it can be shown, and walked without taking anybody out.
+So much of what a client has waiting is not held against it: among equal clients turns alone would make those wait longest who chanced to
+come several times, and nobody would gain (docs/routing.md, eight equal nodes).
 
 Invariants: at most `queue_max` are admitted in all, and `queue_per_client` of one client; within one client nobody stands before one that
 came earlier; who comes back (a node did not take it) stands first; a client with much waiting never moves the first one of another
-client back by more than one request of each client.
+client back by more than its burst and one request.
 """
 
 from bisect import bisect_left, insort
@@ -48,7 +50,8 @@ class FairQueue:
         self.earliest = NEVER
         """When the next one has waited long enough: an attribute, for it is read with every event."""
         self._clients: dict[str, int] = {}
-        self._last_tag: dict[str, tuple[int, int]] = {}
+        self._last_tag: dict[str, tuple[int, int, int]] = {}
+        """Of each client's last request: where turns alone would have put it, its cost, where it stands."""
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -65,13 +68,16 @@ class FairQueue:
         """Whether nobody new of this client is admitted."""
         return self._clients.get(client, 0) >= self._per_client
 
-    def new_place(self, client: str, *, cost: Micros, number: int) -> Place:
-        """After what the client has waiting; a new client stands beside the first in line. `cost` is the node time it needs, `number`
-        grows with each request that comes."""
+    def new_place(self, client: str, *, cost: Micros, number: int, burst: int = 0) -> Place:
+        """After what the client has waiting beyond `burst` (µs of node time, as `cost`); a new client stands beside the first in line.
+        `number` grows with each request that comes."""
+        head = tag = least = self._head()
         last = self._last_tag.get(client)
-        tag = self._head() if last is None else max(self._head(), last[0] + last[1])
-        self._last_tag[client] = (tag, max(cost, 1))
-        return Place(tag, number)
+        if last is not None:
+            tag, least = max(head, last[0] + last[1]), max(head, last[2])
+        place = max(tag - burst, least)
+        self._last_tag[client] = (tag, max(cost, 1), place)
+        return Place(place, number)
 
     def first_place(self, number: int) -> Place:
         """At the front, for one that was under way already and comes back."""
@@ -87,7 +93,7 @@ class FairQueue:
         if request_id in self._waiters:
             raise LocalError(f"request {request_id} waits already")
         if client not in self._last_tag:
-            self._last_tag[client] = (place.tag, 1)
+            self._last_tag[client] = (place.tag, 1, place.tag)
         self._waiters[request_id] = Waiter(request_id, client, place, deadline)
         self._clients[client] = self._clients.get(client, 0) + 1
         insort(self._order, (place, request_id))

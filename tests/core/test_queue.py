@@ -19,10 +19,10 @@ class Line:
         self.queue = FairQueue(RouterConfig(**config))  # type: ignore[arg-type]
         self.number = 0
 
-    def add(self, client: str, *, cost: int = 10, deadline: float = LATER) -> RequestId:
+    def add(self, client: str, *, cost: int = 10, deadline: float = LATER, burst: int = 0) -> RequestId:
         self.number += 1
         request_id = RequestId(f"{client}{self.number}")
-        place = self.queue.new_place(client, cost=Micros(cost), number=self.number)
+        place = self.queue.new_place(client, cost=Micros(cost), number=self.number, burst=burst)
         self.queue.push(request_id, client, place, deadline=Instant(deadline))
         self.queue.check()
         return request_id
@@ -44,6 +44,16 @@ def test_dear_requests_take_more_of_a_turn() -> None:
     for client, cost in (("a", 30), ("a", 30), ("b", 10), ("b", 10), ("b", 10), ("b", 10)):
         line.add(client, cost=cost)
     assert line.order() == ["a1", "b3", "b4", "b5", "a2", "b6"]
+
+
+def test_a_burst_is_not_held_against_a_client() -> None:
+    line = Line()
+    for client in "aaaaaab":
+        line.add(client, burst=20)
+    assert line.order() == ["a1", "a2", "a3", "b7", "a4", "a5", "a6"]
+    line.queue.remove(RequestId("b7"))
+    line.add("a", burst=1000)
+    assert line.order()[-2:] == ["a6", "a8"], "nobody overtakes one of the same client, however the burst grows"
 
 
 def test_a_new_client_stands_beside_the_first_in_line() -> None:

@@ -167,7 +167,7 @@ def admits_one_too_many(router: Any) -> None:
 def serves_the_last_one_first(router: Any) -> None:
     real = router._queue.new_place
 
-    def new_place(client: str, *, cost: Any, number: int) -> Place:
+    def new_place(client: str, *, cost: Any, number: int, burst: int = 0) -> Place:
         place: Place = real(client, cost=cost, number=number)
         return Place(-number, -place.number)
 
