@@ -21,6 +21,7 @@ from core.errors import ConfigError
 from servers import log, settings, up
 from servers.coordinator import Coordinator
 from servers.dump_command import dump
+from servers.history_command import history
 from servers.keys_command import keys
 from servers.listen import CannotListen
 from servers.models_command import models, pull, tasks
@@ -189,6 +190,7 @@ def placement(url: str | None, token: str | None) -> None:
 
 main.add_command(simulate)
 main.add_command(dump)
+main.add_command(history)
 main.add_command(keys)
 main.add_command(models)
 main.add_command(pull)

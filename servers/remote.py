@@ -6,7 +6,8 @@ escapes or markup; an error is the coordinator's own sentence.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
@@ -57,20 +58,52 @@ class Remote:
         """The answer's bytes. Raises ClickException with the coordinator's own words."""
         return self._ask("GET", path, None)
 
-    def _ask(self, method: str, path: str, body: Any) -> bytes:
+    @contextmanager
+    def stream(self, method: str, path: str, *, content: bytes | None = None, headers: Mapping[str, str] = {}) -> Iterator[httpx.Response]:
+        """A good answer whose body is still to be read, however long it takes.
+
+        Raises ClickException with the coordinator's own words, also when the body breaks off.
+        """
+        limits = httpx.Timeout(CALL_LIMIT_S, read=None)
+        answer: httpx.Response | None = None
+        try:
+            with (
+                httpx.Client(timeout=limits, trust_env=False) as client,
+                client.stream(method, self.url + path, content=content, headers={**self._credential(), **headers}) as answer,
+            ):
+                if not answer.is_success:
+                    answer.read()
+                    raise click.ClickException(self._problem(answer))
+                yield answer
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if answer is not None and answer.is_success:
+                raise click.ClickException(f"the answer broke off ({error})") from None
+            raise self._nobody(error) from None
+
+    def _credential(self) -> dict[str, str]:
         token = self.admin_token()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _ask(self, method: str, path: str, body: Any) -> bytes:
         try:
             with httpx.Client(timeout=CALL_LIMIT_S, trust_env=False) as client:
-                answer = client.request(method, self.url + path, json=body, headers=headers)
-            if answer.is_success:
-                return answer.content
-            problem = answer.json()["error"]
+                answer = client.request(method, self.url + path, json=body, headers=self._credential())
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise click.ClickException(f"no router answers at {self.url} ({error}); give another address with --url") from None
+            raise self._nobody(error) from None
+        if answer.is_success:
+            return answer.content
+        raise click.ClickException(self._problem(answer))
+
+    def _problem(self, answer: httpx.Response) -> str:
+        """What a bad answer says: the router's own form of it, or OpenAI's."""
+        try:
+            problem = answer.json()["error"]
         except (ValueError, KeyError, TypeError):
             raise self._a_stranger() from None
-        raise click.ClickException(str(problem))
+        return plain(problem["message"] if isinstance(problem, dict) and "message" in problem else problem)
+
+    def _nobody(self, error: Exception) -> click.ClickException:
+        return click.ClickException(f"no router answers at {self.url} ({error}); give another address with --url")
 
     def _a_stranger(self) -> click.ClickException:
         return click.ClickException(f"what answers at {self.url} is not this router; give another address with --url")
@@ -101,6 +134,11 @@ def shown(value: object) -> str:
 def plain(value: object) -> str:
     """`value` without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+def lines(text: str) -> str:
+    """`text` of many lines, each without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
 def remote_options(command: Callable[..., None]) -> Callable[..., None]:
