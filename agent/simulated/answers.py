@@ -9,6 +9,8 @@ The rules of the game:
 * A model with tools, given some, calls each function that the last user message names by a word of its name (four letters or
   more), with arguments made from that message. A result from a tool is answered with words.
 * `format` gives the smallest JSON that fits.
+* Words that were put into its mouth (a last message of its own) are gone on from: what it would have said after them, if it would have
+  said them; else something new.
 """
 
 import hashlib
@@ -55,6 +57,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     model: SimulatedModel
     prompt: str  # everything the model reads
     last_message: str = ""  # the last user message; empty when the last message is not a user's
+    begun: str = ""  # what the model has said already: the last message is its own
     seed: int | None = None
     limit: int | None = None
     stop: tuple[str, ...] = ()
@@ -97,6 +100,8 @@ VOCABULARY: Final = _vocabulary()
 
 def answer(question: Question, *, usual_tokens: int | None = None) -> tuple[list[Piece], str]:
     """The tokens of the answer and the `done_reason`. `usual_tokens` is its length when nothing limits it."""
+    if question.begun:
+        return _gone_on(question, usual_tokens)
     dice = dice_for(question.model.name.lower(), question.prompt, question.seed)
     pieces: list[Piece] = []
     if question.think:
@@ -117,6 +122,18 @@ def answer(question: Question, *, usual_tokens: int | None = None) -> tuple[list
     if question.limit is not None and (not bounded or len(pieces) > question.limit):
         return pieces[: question.limit], "length"
     return pieces, "stop"
+
+
+def _gone_on(question: Question, usual_tokens: int | None) -> tuple[list[Piece], str]:
+    """The rest of an answer that was begun."""
+    begun, limit = question.begun, question.limit
+    said = begun.count(" ")  # each word has one before it
+    whole = msgspec.structs.replace(question, begun="", think=False, limit=None if limit is None else limit + said)
+    pieces, reason = answer(whole, usual_tokens=usual_tokens)
+    if "".join(piece.content for piece in pieces[:said]) == begun:
+        return pieces[said:], reason
+    other = msgspec.structs.replace(question, begun="", prompt=f"{question.prompt}\nassistant: {begun}")
+    return answer(other, usual_tokens=usual_tokens)
 
 
 def _stopped(pieces: list[Piece], stops: tuple[str, ...]) -> list[Piece]:

@@ -220,12 +220,15 @@ def ask_chat(fields: dict[str, Any], find: Finder, knobs: Knobs) -> Ask:
     if think and not model.can("thinking"):
         raise Refusal(400, f'"{spelling}" does not support thinking')
     options = checked_options({**model.parameters, **fields.get("options", {})})
-    read = "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in messages)
     asked = messages[-1] if messages else {}
+    begun = asked.get("content", "") if asked.get("role", "").lower() == "assistant" and not asked.get("tool_calls") else ""
+    heard = messages[:-1] if begun else messages
+    read = "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in heard)
     last = asked.get("content", "") if asked.get("role", "").lower() == "user" else ""
     purpose = "render" if fields.get("_debug_render_only") else "answer" if messages else "load"
     tokens = model.tokens("".join(message.get("content", "") for message in messages))
-    return _ask(fields, knobs, model, options, purpose=purpose, read=read, last=last, think=think, keep=keep, top=top, tokens=tokens)
+    ask = _ask(fields, knobs, model, options, purpose=purpose, read=read, last=last, think=think, keep=keep, top=top, tokens=tokens)
+    return msgspec.structs.replace(ask, question=msgspec.structs.replace(ask.question, begun=begun)) if begun else ask
 
 
 def _top_logprobs(fields: dict[str, Any]) -> int:

@@ -9,9 +9,12 @@ import openai
 import pytest
 import trio
 
+from agent.simulated.faults import Fault
+from agent.simulated.server import SimulatedOllama
 from tests.fleet.fleet import Fleet, ScriptedNode, chat, open_fleet, serving, sse
-from tests.fleet.rawhttp import Answer, Caller, Hangup, Reset
+from tests.fleet.rawhttp import Answer, Caller, Hangup, Reset, ask
 
+MODEL = "llama3.2:3b"
 TEXT = 'Die gr\u00f6\u00dfte "Zahl" <ist> \U0001f600 sieben.\nUnd \u6570 dann noch mehr, '
 TOKENS = [TEXT[at : at + 3] for at in range(0, len(TEXT), 3)]
 
@@ -257,3 +260,27 @@ def _read(url: str) -> str:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
     stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Sag es"}], stream=True)
     return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+async def test_a_simulated_model_killed_after_any_number_of_tokens_says_its_whole_text(path: str) -> None:
+    one, two = (SimulatedOllama(name=name, models=[MODEL], load_s=0.01, decode_tokens_s=2000.0, prefill_tokens_s=50_000.0) for name in "ab")
+    vars(two.faults).update(vars(one.faults))  # who is asked first dies
+    body: dict[str, Any] = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "Tell me all"}]}
+    body |= {"max_tokens": 51} if path.startswith("/v1") else {"options": {"num_predict": 51}}
+    async with one.serve(), two.serve(), open_fleet([one.port, two.port], ROUTER_RESUME="text") as fleet:
+        whole = text_of(await ask(one.port, "POST", path, body))
+        assert len(whole.split()) == 51
+        for tokens in range(1, 51):
+            one.faults.add(Fault(kind="close", after_tokens=tokens, times=1))
+            assert text_of(await fleet.ask("POST", path, body)) == whole
+            await fleet.wait_settled()
+            assert len(fleet.coordinator.records.newest[-1].attempts) == 2
+
+
+def text_of(answer: Answer) -> str:
+    """What a stream says."""
+    assert answer.whole
+    parts = [json.loads(line.removeprefix("data: ")) for line in answer.body.decode().splitlines() if line not in ("", "data: [DONE]")]
+    deltas = [part["choices"][0]["delta"] if part.get("choices") else part.get("message", {}) for part in parts]
+    return "".join(delta.get("content", "") for delta in deltas)
