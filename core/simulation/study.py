@@ -73,6 +73,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     span_s: float
     busy_spans: list[list[tuple[float, float]]] = []
     """Of each node: from when to when."""
+    cut: bool = False
+    """Whether it was ended because too many waited: they count with what they had waited by then."""
 
     def loads_per_1000(self) -> float:
         """Model loads per 1,000 requests."""
@@ -166,8 +168,12 @@ class Study:
         make: Callable[[], Dispatcher],
         *,
         preloaded: Mapping[int, Sequence[str]] = MappingProxyType({}),
+        unanswered_max: int | None = None,
     ) -> None:
-        """`preloaded`: models that are loaded on a node, by its number, before the first request, to stay as long as there is room."""
+        """`preloaded`: models that are loaded on a node, by its number, before the first request, to stay as long as there is room.
+        `unanswered_max`: the run is cut when more requests than that have come and not ended."""
+        self._unanswered_max = len(arrivals) if unanswered_max is None else unanswered_max
+        self._came = 0
         self._fleet = fleet
         self._preloaded = preloaded
         self._arrivals = arrivals
@@ -197,22 +203,34 @@ class Study:
         for index in range(len(self._nodes)):
             self._push(POLL_S * (index + 1) / len(self._nodes), _POLL, index)
         steps = 0
-        while len(self._outcomes) < len(self._arrivals):
+        cut = False
+        while len(self._outcomes) < len(self._arrivals) and not cut:
             at, _, kind, which = heapq.heappop(self._heap)
             self._now = at
             self._turn(kind, which, Instant(at))
             steps += 1
+            cut = self._came - len(self._outcomes) > self._unanswered_max
             if progress is not None and steps % 4096 == 0 and not progress(len(self._outcomes), len(self._arrivals)):
                 break
+        if cut:
+            self._end_all()
         for index, since in enumerate(self._busy_since):
             if since is not None:
                 self._busy[index].append((since, self._now))
         ordered = [self._outcomes[index] for index in sorted(self._outcomes)]
         busy_s = [sum(until - since for since, until in spans) for spans in self._busy]
-        return Figures(outcomes=ordered, loads=self._loads, busy_s=busy_s, span_s=self._now, busy_spans=self._busy)
+        return Figures(outcomes=ordered, loads=self._loads, busy_s=busy_s, span_s=self._now, busy_spans=self._busy, cut=cut)
+
+    def _end_all(self) -> None:
+        """All that came end now."""
+        for index, arrival in enumerate(self._arrivals[: self._came]):
+            if index not in self._outcomes:
+                waited_s = self._now - arrival.at_s
+                self._end(index, self._first.get(index, self._now) - arrival.at_s, waited_s, self._where.get(index, -1))
 
     def _turn(self, kind: int, which: int, now: Instant) -> None:
         if kind == _ARRIVAL:
+            self._came += 1
             self._send(self._dispatcher.came(which, self._arrivals[which], now=now), now)
         elif kind == _NODE:
             if self._armed[which] <= now:

@@ -62,6 +62,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     poisson: bool = False
     limits: bool = True
+    unanswered_max: int | None = None
+    """The run is cut when more requests than that have come and not ended; None: never."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +84,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """(seconds, utilisation, goodput) of each window."""
     unstable: bool
     complete: bool = True
+    cut: bool = False
+    """It was cut: its waits are at least these."""
 
 
 def jobs(plain: Cell, strategies: Sequence[str], *, rate_per_s: float, seeds: Sequence[int]) -> list[Cell]:
@@ -115,8 +119,9 @@ def run(cell: Cell, progress: Callable[[int, int], bool] | None = None) -> Summa
         preloaded = {index: planned[node.name] for index, node in enumerate(fleet)}
         if cell.strategy == WITH_PLAN:
             fleet = tuple(msgspec.structs.replace(node, models={name: node.models[name] for name in planned[node.name]}) for node in fleet)
-    figures = Study(fleet, requests, lambda: _dispatcher(cell, fleet, dice), preloaded=preloaded).run(progress)
-    return _summary(cell, figures, complete=len(figures.outcomes) == len(requests))
+    study = Study(fleet, requests, lambda: _dispatcher(cell, fleet, dice), preloaded=preloaded, unanswered_max=cell.unanswered_max)
+    figures = study.run(progress)
+    return _summary(cell, figures, complete=figures.cut or len(figures.outcomes) == len(requests))
 
 
 def _dispatcher(cell: Cell, fleet: Sequence[NodeSpec], dice: Prng) -> Dispatcher:
@@ -143,8 +148,9 @@ def _summary(cell: Cell, figures: Figures, *, complete: bool) -> Summary:
         goodput=figures.goodput(),
         utilisation=sum(figures.busy_s) / max(len(figures.busy_s) * figures.span_s, 1e-9),
         over_time=_over_time(figures),
-        unstable=_is_unstable(figures),
+        unstable=figures.cut or _is_unstable(figures),
         complete=complete,
+        cut=figures.cut,
     )
 
 

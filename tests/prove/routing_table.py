@@ -28,6 +28,9 @@ PAGE = ROOT / "docs" / "routing.md"
 LOADS = (0.2, 0.35, 0.5, 0.7, 0.9)
 SEEDS = 3
 STRATEGIES = ("random", "round-robin", "metrics", "least-outstanding", "p2c", "warm+spill", "lmetric-like", "auto")
+UNANSWERED_MAX = 3000
+"""A run is cut when so many requests have come and not ended: it will not recover, and its percentiles only measure its length."""
+
 ENDLESS_S = 1e9
 """How long a request that was refused waits."""
 
@@ -79,8 +82,9 @@ def plain_cell(table: Table, directory: Path | None) -> tuple[Cell, float]:
     trace = trace_of(table.form, directory)
     mixes = fleet_file.usable_mixes(table.fleet, trace, mixes_of(trace))
     cell = Cell(
-        fleet=table.fleet.nodes, trace=trace, mixes=mixes, strategy="auto", rate_per_s=1.0, seed=1, poisson=table.poisson, limits=False
-    )
+        fleet=table.fleet.nodes, trace=trace, mixes=mixes, strategy="auto", rate_per_s=1.0, seed=1, poisson=table.poisson, limits=False,
+        unanswered_max=UNANSWERED_MAX,
+    )  # fmt: skip
     return cell, plan_of(cell).capacity_per_s
 
 
@@ -183,7 +187,7 @@ def shown(table: Table, found: dict[tuple[str, float], list[Summary]], cell: Cel
         row = []
         for load in table.loads:
             runs = found[strategy, load]
-            star = "*" if any(run.unstable for run in runs) else ""
+            star = "†" if any(run.cut for run in runs) else "*" if any(run.unstable for run in runs) else ""
             figures = " / ".join(short(mean(runs, percent)) for percent in (50, 95, 99))
             row.append(f"{figures} / {short(loads_of(runs))}{star}")
         lines.append(f"| {strategy} | {' | '.join(row)} |")
@@ -194,7 +198,8 @@ def shown(table: Table, found: dict[tuple[str, float], list[Summary]], cell: Cel
     least = " / ".join(map(short, floor(cell)))
     return "\n".join([
         f"{len(rows(cell.trace)):,} requests of {cell.trace.title()}, {'Poisson' if table.poisson else 'its own'} timing, mean of {seeds} "
-        f"seeds; load 1 is {bound:.2f} requests/s. Seconds; `*`: a seed was unstable, its queue still grew at the end.",
+        f"seeds; load 1 is {bound:.2f} requests/s. Seconds; `*`: a seed was unstable, its queue still grew at the end; `†`: "
+        f"a seed was cut when {UNANSWERED_MAX:,} requests waited, so the waits are at least these.",
         "",
         *lines,
         "",

@@ -79,6 +79,17 @@ def test_a_run_can_be_ended_early() -> None:
     assert len(figures.outcomes) < 3000
 
 
+def test_a_run_is_cut_when_too_many_wait_and_they_count_with_what_they_waited() -> None:
+    specs = fleet()
+    arrivals = workload(3000, 0.01)
+    figures = Study(specs, arrivals, lambda: RuleDispatcher(rules()["random"](), specs, Prng(4)), unanswered_max=50).run()
+    assert figures.cut
+    assert 51 <= len(figures.outcomes) < 3000
+    assert sum(outcome.total_s == figures.span_s - outcome.at_s for outcome in figures.outcomes) == 51
+    assert all(outcome.ttft_s <= outcome.total_s for outcome in figures.outcomes)
+    assert not run("random").cut
+
+
 def test_percentiles_of_nothing() -> None:
     empty = Figures(outcomes=[], loads=0, busy_s=[], span_s=0.0)
     assert (empty.ttft_s(50), empty.loads_per_1000(), empty.goodput()) == (0.0, 0.0, 0.0)
