@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from core.events import Ending, Record, Route
 from core.views import AgentView, Statistics
+from servers.store.writer import Written
 
 PREFIX: Final = "ollama_router_"
 SERIES_MAX: Final = 10_000
@@ -108,8 +109,13 @@ class Metrics:
         if record.predicted_start_ms is not None and record.observed_start_ms is not None:
             self._start_errors_ms.append(abs(record.observed_start_ms - record.predicted_start_ms))
 
-    def snapshot(self, statistics: Statistics, agents: list[AgentView]) -> "Snapshot":
-        """Everything as it is now, with the router's own state, to be rendered in a worker thread."""
+    def snapshot(
+        self, statistics: Statistics, agents: list[AgentView], written: Written | None = None, *, deleted_bytes: int = 0
+    ) -> "Snapshot":
+        """Everything as it is now, with the router's own state, to be rendered in a worker thread.
+
+        `written`: what became of history; `deleted_bytes`: of it, by its age and size.
+        """
         self._count_fresh()
         counts = dict(self._counts)
         histograms: dict[tuple[str, str], _Buckets] = {}
@@ -122,7 +128,14 @@ class Metrics:
                 histograms["time_to_first_byte_seconds", route.value] = of_route.first_byte
         for outcome, value in self._outcomes.items():
             counts["attempts_total", (("outcome", outcome),)] = value
-        return Snapshot(counts, self._dropped, histograms, statistics, agents, sorted(self._start_errors_ms))
+        if written is not None:
+            counts["history_records_total", ()] = written.records
+            counts["history_bodies_dropped_total", ()] = written.bodies_dropped
+            counts["history_records_dropped_total", ()] = written.records_dropped
+            counts["history_write_failures_total", ()] = written.failures
+            counts["history_deleted_bytes_total", ()] = deleted_bytes
+        failing = written is not None and written.failing is not None
+        return Snapshot(counts, self._dropped, histograms, statistics, agents, sorted(self._start_errors_ms), history_failing=failing)
 
 
 class Snapshot(Collector):
@@ -136,6 +149,8 @@ class Snapshot(Collector):
         statistics: Statistics,
         agents: list[AgentView],
         start_errors_ms: list[float],
+        *,
+        history_failing: bool,
     ) -> None:
         self._counts = counts
         self._dropped = dropped
@@ -143,6 +158,7 @@ class Snapshot(Collector):
         self._statistics = statistics
         self._agents = agents
         self._start_errors_ms = start_errors_ms
+        self._history_failing = history_failing
 
     def exposition(self) -> bytes:
         """In Prometheus' text format; takes milliseconds where there is much to tell."""
@@ -178,6 +194,7 @@ class Snapshot(Collector):
     def _gauges(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(PREFIX + "requests_in_flight", "requests on nodes", value=self._statistics.in_flight)
         yield GaugeMetricFamily(PREFIX + "requests_waiting", "requests in the queue", value=self._statistics.waiting)
+        yield GaugeMetricFamily(PREFIX + "history_failing", "whether history cannot be written now", value=float(self._history_failing))
         up = GaugeMetricFamily(PREFIX + "agent_ready", "whether a node takes requests", labels=["agent"])
         in_flight = GaugeMetricFamily(PREFIX + "agent_in_flight", "requests on a node", labels=["agent"])
         for agent in self._agents:

@@ -27,7 +27,10 @@ def add_routes(app: QuartTrio, web: Web) -> None:
     @app.get("/metrics")
     @guarded(web, Area.MANAGEMENT)
     async def metrics() -> Response:
-        snapshot = web.metrics.snapshot(web.driver.router.statistics(), web.driver.router.agents())
+        router, store = web.driver.router, web.memory.store
+        snapshot = web.metrics.snapshot(
+            router.statistics(), router.agents(), store.writer.written, deleted_bytes=store.retention.deleted_bytes
+        )
         return Response(await trio.to_thread.run_sync(snapshot.exposition), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 

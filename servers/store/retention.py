@@ -35,12 +35,15 @@ class Retention:
         """Bytes that records took when `_seen` of them had been inserted: measured at the first slice, then kept count of."""
         self._seen = 0
         self.deleted = 0
+        self.deleted_bytes = 0
+        """Of records and bodies; of whole days, what they took in the database."""
 
     def __call__(self, connection: Connection, statements: Statements, /) -> float:
         """One slice."""
         below = oldest_kept(self._clock(), self._days)
-        if statements.dialect == "postgresql" and statements.drop_days_before(connection, below):
+        if statements.dialect == "postgresql" and (dropped := statements.drop_days_before(connection, below)):
             self._kept = None
+            self.deleted_bytes += dropped
             return BUSY_S
         gone = self._delete(connection, below)
         if not gone:
@@ -72,8 +75,10 @@ class Retention:
         last = {"last": rows[-1][0]}
         connection.execute(text("DELETE FROM bodies WHERE number <= :last"), last)
         connection.execute(text("DELETE FROM requests WHERE number <= :last"), last)
+        gone_bytes = sum(row[1] for row in rows) + len(rows) * RECORD_BYTES
         if self._kept is not None:
-            self._kept -= sum(row[1] for row in rows) + len(rows) * RECORD_BYTES
+            self._kept -= gone_bytes
+        self.deleted_bytes += gone_bytes
         self.deleted += len(rows)
         return len(rows)
 

@@ -161,17 +161,20 @@ class Statements:
         self._days.add(day)
 
     def drop_days_before(self, connection: Connection, number: int) -> int:
-        """Drop partitions whose every number is below `number`, the oldest first; returns how many."""
+        """Drop partitions whose every number is below `number`, the oldest first; returns the bytes that they took, 0 without any."""
         rows = connection.execute(
             text("SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'requests'::regclass")
         )
         days = sorted(int(name.rpartition("_")[2]) for (name,) in rows)
         gone = [day for day in days if (day + 1) * _DAY_NUMBERS <= number]
+        size_bytes = 0
         for day in gone:
-            for name in ("bodies", "requests"):
-                connection.execute(text(f"DROP TABLE IF EXISTS {partition(name, day)}"))
+            for name in (partition("bodies", day), partition("requests", day)):
+                size = connection.execute(text("SELECT COALESCE(pg_total_relation_size(to_regclass(:name)), 0)"), {"name": name})
+                size_bytes += size.scalar_one()
+                connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
             self._days.discard(day)
-        return len(gone)
+        return size_bytes
 
     # ------------------------------------------------------------ things
 

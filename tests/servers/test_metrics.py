@@ -9,6 +9,7 @@ from core.units import AgentId, RequestId, UnixMs
 from core.views import AgentView, Statistics
 from servers import metrics as module
 from servers.metrics import Metrics
+from servers.store.writer import Written
 
 AGENT = AgentView(
     id=AgentId("a"), name="gpu1", machine_name="gpu1", ip_address="10.0.0.5", ollama_version="0.33.0", ollama_port=11434,
@@ -25,10 +26,13 @@ def record(duration_ms: float, ttft_ms: float | None) -> Record:
     )  # fmt: skip
 
 
-def scraped(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def scraped(
+    metrics: Metrics, written: Written | None = None, *, deleted_bytes: int = 0
+) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    snapshot = metrics.snapshot(STATISTICS, [AGENT], written, deleted_bytes=deleted_bytes)
     return {
         (sample.name.removeprefix("ollama_router_"), tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(metrics.snapshot(STATISTICS, [AGENT]).exposition().decode())
+        for family in text_string_to_metric_families(snapshot.exposition().decode())
         for sample in family.samples
     }
 
@@ -62,6 +66,22 @@ def test_gauges_are_read_at_the_scrape() -> None:
     seen = scraped(Metrics())
     assert (seen["requests_in_flight", ()], seen["requests_waiting", ()]) == (2, 3)
     assert (seen["agent_ready", (("agent", "gpu1"),)], seen["agent_in_flight", (("agent", "gpu1"),)]) == (1, 2)
+
+
+def test_what_became_of_history_is_told() -> None:
+    assert not any(name.startswith("history_records") for name, _ in scraped(Metrics()))
+    written = Written()
+    written.records, written.bodies_dropped, written.records_dropped, written.failures = 5, 4, 3, 2
+    seen = scraped(Metrics(), written, deleted_bytes=6)
+    assert [seen[f"history_{name}_total", ()] for name in ("records", "bodies_dropped", "records_dropped", "write_failures")] == [
+        5,
+        4,
+        3,
+        2,
+    ]
+    assert (seen["history_deleted_bytes_total", ()], seen["history_failing", ()]) == (6, 0)
+    written.failing = "disk full"
+    assert scraped(Metrics(), written)["history_failing", ()] == 1
 
 
 def test_series_are_limited_and_the_dropped_ones_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,12 +64,14 @@ def test_what_is_too_old_goes(engine: Engine) -> None:
     slices = kept.run()
     assert kept.left() == [made.number for made in kept.made[6:]]
     assert slices <= 3
+    assert kept.retention.deleted_bytes >= 6 * SIZE
 
 
 def test_what_is_too_much_goes_the_oldest_first_and_not_at_once(engine: Engine) -> None:
     kept = Kept(engine, max_bytes=5 * SIZE)
     assert kept.run() == 2
     assert kept.left() == [made.number for made in kept.made[8:]]
+    assert kept.retention.deleted_bytes == 8 * SIZE
     kept.insert(*(record(kept.now + number) for number in range(1, 4)))
     assert kept.run() == 0
     kept.insert(record(kept.now + 10))
