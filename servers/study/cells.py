@@ -64,6 +64,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     limits: bool = True
     unanswered_max: int | None = None
     """The run is cut when more requests than that have come and not ended; None: never."""
+    clients: int = 50
+    """Who asks, drawn for each request: traces do not tell. Only the router's own queue makes a difference between them."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +112,7 @@ def run(cell: Cell, progress: Callable[[int, int], bool] | None = None) -> Summa
         prng=dice,
         poisson=cell.poisson,
         jitter_s=cell.trace.jitter_s(),
+        clients=cell.clients,
     )
     fleet, preloaded = cell.fleet, {}
     if cell.strategy in (WITH_ADVICE, WITH_PLAN):

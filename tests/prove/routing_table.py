@@ -77,13 +77,14 @@ def trace_of(form: str, directory: Path | None) -> Trace:
     return Trace(paths=tuple(map(str, found)), form=form)
 
 
-def plain_cell(table: Table, directory: Path | None) -> tuple[Cell, float]:
-    """A cell of the table without strategy, rate and seed; and the bound that its loads are parts of."""
+def plain_cell(table: Table, directory: Path | None, *, clients: int = 1) -> tuple[Cell, float]:
+    """A cell of the table without strategy, rate and seed; and the bound that its loads are parts of. One client by default: fairness moves
+    waits from one client to another, and simple rules know none."""
     trace = trace_of(table.form, directory)
     mixes = fleet_file.usable_mixes(table.fleet, trace, mixes_of(trace))
     cell = Cell(
         fleet=table.fleet.nodes, trace=trace, mixes=mixes, strategy="auto", rate_per_s=1.0, seed=1, poisson=table.poisson, limits=False,
-        unanswered_max=UNANSWERED_MAX,
+        unanswered_max=UNANSWERED_MAX, clients=clients,
     )  # fmt: skip
     return cell, plan_of(cell).capacity_per_s
 
@@ -257,13 +258,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strategies", help="separated by commas; nothing is written then")
     parser.add_argument("--loads", help="separated by commas; nothing is written then")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--clients", type=int, default=1, help="who ask, in turns drawn by the seed; nothing is written then")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     parser.add_argument("--keep", type=Path, help="file for the figures of each run; those in it are not made again")
     parser.add_argument("--again", default="", help="strategies, separated by commas, whose runs in that file are not used")
     parser.add_argument("--processes", type=int, help="at once; as many as there are processors without it")
     given = parser.parse_args(arguments)
     kept = Kept(given.keep, given.again.split(","))
-    part = given.strategies is not None or given.loads is not None
+    part = given.strategies is not None or given.loads is not None or given.clients != 1
     misses = 0
     for table in tables():
         if given.only and table.name not in given.only:
@@ -272,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table = msgspec.structs.replace(table, strategies=tuple(given.strategies.split(",")))
         if given.loads is not None:
             table = msgspec.structs.replace(table, loads=tuple(map(float, given.loads.split(","))))
-        cell, bound = plain_cell(table, given.traces)
+        cell, bound = plain_cell(table, given.traces, clients=given.clients)
         found = measured(table, cell, bound, given.seeds, kept, given.processes)
         text = shown(table, found, cell, bound, given.seeds)
         if not part:
