@@ -220,8 +220,16 @@ class Access:
         elif not await self.allows(area, caller, agent_id):
             raise RemoteError(AGENT_NEEDED if area is Area.AGENT else ADMIN_NEEDED, status=401)
 
+    def shows_key(self, caller: Caller) -> bool:
+        """Whether `caller` shows an API key, of whatever scope."""
+        return caller.token is not None and self._tokens.key_of(caller.token) is not None
+
     async def allows(self, area: Area, caller: Caller, agent_id: str | None = None) -> bool:
-        """Whether `caller` may enter an area that is for admins, or for the agent of that id."""
+        """Whether `caller` may enter an area that is for admins, or for the agent of that id.
+
+        Who shows an API key is judged by the key, on this machine too: a program that was given a limited key is not to do more with it
+        because of where it runs.
+        """
         if self._mode == "off":
             return True
         if caller.token is not None:
@@ -229,6 +237,8 @@ class Access:
                 return True
             if area is Area.AGENT and agent_id is not None and self._tokens.agent_of(caller.token) == agent_id:
                 return True
+            if self.shows_key(caller):
+                return False
         return self._mode == "auto" and await self.is_local(caller)
 
     async def standing(self, caller: Caller) -> Standing:

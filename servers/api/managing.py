@@ -142,11 +142,11 @@ def _add_local(app: QuartTrio, web: Web) -> None:
 
 
 async def _admin(web: Web, what: str, command: str) -> None:
-    """Only admins. Others get 403 and a sentence: of a 401 the `ollama` command shows no word. Raises RemoteError."""
+    """Only admins. Others, with a key or without, get 403 and a sentence: `ollama` shows no word of a 401. Raises RemoteError."""
     try:
         await web.access.check(Area.MANAGEMENT, caller())
     except RemoteError as problem:
-        if caller().token is not None:
+        if caller().token is not None and not web.access.shows_key(caller()):
             raise
         raise RemoteError(ADMIN_ONLY.format(what, command), status=403) from problem
 

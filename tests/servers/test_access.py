@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import RemoteError
+from core.keys import make_key
 from core.units import AgentId
 from edge.denied import Denied
 from servers import clock
@@ -137,6 +138,19 @@ async def test_an_agents_token_opens_only_its_own_calls() -> None:
         await house.access.check(Area.AGENT, caller, agent_id="somebody-else")
     with pytest.raises(RemoteError):
         await house.access.check(Area.AGENT, caller)
+
+
+@pytest.mark.parametrize("mode", ["auto", "required", "off"])
+async def test_who_shows_a_key_is_judged_by_the_key_also_on_this_machine(mode: str) -> None:
+    house = House(Settings(auth=mode))
+    for name, scopes in (("asks", ("inference",)), ("manages", ("management",))):
+        house.tokens_by_name[name] = house.tokens.mint_key(name)
+        house.access.keys.add(make_key(key_id=name, name=name, scopes=scopes, now=clock.unix_ms()))
+    for name, opens in (("asks", mode == "off"), ("manages", True)):
+        caller = house.caller("127.0.0.1", token=name)
+        assert house.access.shows_key(caller)
+        assert await may(house, Area.MANAGEMENT, caller) is opens
+    assert not house.access.shows_key(house.caller("127.0.0.1", token="admin"))
 
 
 # ---------------------------------------------------------------- this machine
