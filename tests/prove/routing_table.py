@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strategies", help="separated by commas; nothing is written then")
     parser.add_argument("--loads", help="separated by commas; nothing is written then")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--clients", type=int, default=1, help="who ask, in turns drawn by the seed; nothing is written then")
+    parser.add_argument("--clients", type=int, default=1, help="who ask, drawn by the seed; nothing is written then")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     parser.add_argument("--keep", type=Path, help="file for the figures of each run; those in it are not made again")
     parser.add_argument("--again", default="", help="strategies, separated by commas, whose runs in that file are not used")
