@@ -1,14 +1,14 @@
-"""What a name stands for, which of its models is asked for, and how names are listed; in the router too."""
+"""What a name stands for, which of its models is asked for, and how names are listed."""
 
 from typing import Any
 
 import pytest
 
 from core.aliases import ALIAS_FIELD, Aliases, turn
-from core.events import Effect, Failure, Forward, Record, Refuse, Wait
+from core.events import Failure, Forward, Refuse, Route
 from core.names import normalise
 from core.units import ModelKey
-from tests.core.routing import World, answer, node_of, one, row
+from tests.core.routing import World, one
 
 TABLE = (("claude-sonnet", ("big:30b", "small:7b")), ("GPT 4", ("small:7b",)), ("small:7b", ("big:30b",)))
 
@@ -77,60 +77,14 @@ def test_a_name_that_is_none_turns_to_what_somebody_lists() -> None:
     assert turn(None, ("b",), held=lambda key: False, listed=lambda key: True) == 0
 
 
-# ---------------------------------------------------------------- in the router
-
-
-def named(effects: list[Effect]) -> tuple[str | None, str]:
-    """What the node is to be told, and which node."""
-    forward = one(effects, Forward)
-    return forward.model, forward.lease.agent_name
-
-
-def test_a_request_goes_to_the_first_model_that_is_held() -> None:
+def test_a_request_turns_once_and_forgets_who_was_tried_for_the_other_model() -> None:
     world = World()
     world.backend("one", "small:7b")
-    assert named(world.ask("r1", "big:30b", others=("none:1b", "small:7b"))) == ("small:7b", "one")
-    record = one(world.serve("r1"), Record)
-    assert record.model == "small:7b"
-    world.backend("two", "big:30b")
-    assert named(world.ask("r2", "big:30b", others=("small:7b",))) == (None, "two")
-
-
-def test_a_node_that_lost_the_model_may_serve_the_next() -> None:
-    world = World()
-    two = world.backend("two", "big:30b", "small:7b")
-    world.ask("r1", "big:30b", others=("small:7b",))
-    world.poll(two, installed=[row("small:7b")])
-    assert named(world.fail("r1", Failure.DIED)) == ("small:7b", "two")
-
-
-def test_refused_everywhere_it_turns_to_the_next_model() -> None:
-    world = World()
-    world.backend("big", "big:30b")
-    world.backend("small", "small:7b")
-    world.ask("r1", "big:30b", others=("small:7b",))
-    assert named(world.fail("r1", Failure.REFUSED)) == ("small:7b", "small")
-
-
-def test_who_waits_for_the_first_when_it_vanishes_waits_for_the_next() -> None:
-    world = World()
-    big = world.backend("big", "big:30b", loaded=("big:30b",))
-    small = world.backend("small", "small:7b", loaded=("small:7b",))
-    world.ask("r1", "big:30b")
-    world.ask("r2", "small:7b")
-    assert isinstance(answer(world.ask("r3", "big:30b", others=("small:7b",)), "r3"), Wait)
-    world.silent(big)
-    assert world.router.waiting()[0].model == "small:7b"
-    assert node_of(world.serve("r2"), "r3") == small
-
-
-def test_when_none_is_held_the_answer_is_about_the_first() -> None:
-    world = World()
-    world.backend("one", "other:1b")
-    refused = one(world.ask("r1", "big:30b", others=("small:7b",)), Refuse)
-    assert (refused.status, refused.text) == (404, "model 'big:30b' not found")
-    asleep = world.backend("asleep", "small:7b")
-    world.silent(asleep)
-    refused = one(world.ask("r2", "big:30b", others=("small:7b",)), Refuse)
-    assert refused.status == 503
-    assert "model 'small:7b' is only on nodes" in refused.text
+    effects = world.ask("r1", "big:30b", others=("none:1b", "small:7b"))
+    assert one(effects, Forward).model == "small:7b"
+    assert one(world.fail("r1", Failure.DIED), Refuse).status == 502
+    assert one(world.ask("r2", "big:30b", others=("none:1b",)), Refuse).text == "model 'big:30b' not found"
+    one(world.ask("r3", "small:7b", others=("none:1b",), route=Route.SHOW), Forward)
+    world.backend("two", "none:1b")
+    assert one(world.ask("r4", "big:30b", others=("none:1b",), route=Route.SHOW), Forward).lease.agent_name == "two"
+    assert one(world.fail("r3", Failure.DIED), Refuse).status == 502
