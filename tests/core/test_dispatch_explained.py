@@ -1,7 +1,7 @@
 """Why a request went where it went: what is kept of the decisions, and for how long."""
 
-from core.events import Failure
-from tests.core.routing import World
+from core.events import Failure, Record
+from tests.core.routing import World, one, usage
 
 
 def test_decisions_are_explained() -> None:
@@ -59,3 +59,20 @@ def test_explanations_are_bounded() -> None:
     assert why is not None
     assert len(why.decisions) == 16
     assert len(why.decisions[0].candidates) == 8
+
+
+def test_when_it_began_is_kept_with_a_request_as_long_as_its_decisions_are() -> None:
+    world = World(explain_ring=1)
+    world.backend("one", "m", loaded=("m",), slots=2)
+    world.ask("forgotten")
+    world.ask("kept")
+    world.serve("forgotten", usage=usage())
+    assert world.router.why("forgotten") is None  # type: ignore[arg-type]
+    running = world.router.why("kept")  # type: ignore[arg-type]
+    assert running is not None
+    assert (running.predicted_start_ms, running.observed_start_ms) == (None, None), "what the other one's record says is not about it"
+    record = one(world.serve("kept", usage=usage()), Record)
+    over = world.router.why("kept")  # type: ignore[arg-type]
+    assert over is not None
+    assert over.observed_start_ms == record.observed_start_ms is not None
+    assert over.start_error_ms == record.observed_start_ms - (record.predicted_start_ms or 0.0)

@@ -83,3 +83,17 @@ def test_nodes_that_an_edge_tried_already_are_left_out() -> None:
     refuse = answer(world.ask("none", excluded=tuple(nodes)), "none")
     assert isinstance(refuse, Refuse)
     assert refuse.status == 502
+
+
+def test_those_who_wait_for_a_model_that_vanishes_turn_to_the_next_one_together() -> None:
+    world = World()
+    big, small = world.backend("big", "m", loaded=("m",)), world.backend("small", "n", loaded=("n",))
+    world.ask("on big")
+    world.ask("on small", "n")
+    for number in range(3):
+        assert isinstance(answer(world.ask(f"r{number}", others=("n",)), f"r{number}"), Wait)
+    world.ask("stays")
+    refused = of(world.silent(big), Refuse)
+    assert [refuse.request_id for refuse in refused] == ["stays"], "it named no other model"
+    assert [(view.request_id, view.model) for view in world.router.waiting()] == [("r0", "n"), ("r1", "n"), ("r2", "n")]
+    assert node_of(world.settle("on small"), "r0") == small

@@ -2,7 +2,8 @@
 
 import pytest
 
-from core.events import Count, Failure, Forward, PassOn, Refuse, Wait
+from core.dispatch import BURST_S
+from core.events import Count, Ending, Failure, Forward, PassOn, Refuse, Wait
 from core.requests import BUSY_TEXT
 from core.units import AgentId
 from tests.core.routing import Fleet, World, answer, node_of, of, one
@@ -26,14 +27,19 @@ def test_the_queue_is_served_in_order_and_shown_with_expected_starts() -> None:
     assert [request_id for request_id, _, _ in fleet.started] == ["r0", "r1", "r2", "r3"]
 
 
-def test_a_client_with_much_does_not_starve_one_with_little() -> None:
-    fleet = Fleet()
+@pytest.mark.parametrize("much", [10, 40])
+def test_a_client_with_much_does_not_starve_one_with_little(much: int) -> None:
+    fleet = Fleet(queue_max=100, queue_per_client=100)
     fleet.warm("only")
-    for number in range(10):
+    for number in range(much):
         fleet.ask(f"a{number}", client="a")
     fleet.ask("b0", client="b")
+    why = fleet.router.why("a1")  # type: ignore[arg-type]
+    assert why is not None
+    work_us = why.decisions[0].candidates[0].parts["work"]
     fleet.run()
-    assert [request_id for request_id, _, _ in fleet.started].index("b0") == 2
+    before = [request_id for request_id, _, _ in fleet.started].index("b0") - 1  # the first one of all was served at once
+    assert before == 1 + int(BURST_S * 1e6 / work_us), "one request, and as many as its burst holds, however much it has waiting"
 
 
 def test_a_request_for_another_model_does_not_wait_behind() -> None:
@@ -134,3 +140,17 @@ def test_who_waits_for_a_load_goes_as_soon_as_somebody_else_has_the_model_loaded
     assert "loading another model" in one(world.ask("second"), Wait).why
     sent = [effect.request_id for effect in of(world.ask("load", load_only=True), Forward)]
     assert sent == ["load", "second"]
+
+
+def test_those_who_wait_for_a_load_begin_it_in_the_order_in_which_they_came() -> None:
+    world = World(busy_pause_s=1)
+    world.backend("one", "m", "other", slots=2)
+    world.ask("busy")
+    world.busy("busy")
+    world.settle("busy", Ending.CANCELLED)
+    for number in range(4):
+        world.ask(f"r{number}")
+    world.ask("preload", client="another", load_only=True)
+    world.ask("loads", "other")
+    went = [forward.request_id for forward in of(world.wait(1), Forward)]
+    assert went == ["preload", "r0"], "the preload makes the node load their model too: the first of them goes with it"

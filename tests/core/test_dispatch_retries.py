@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.events import Ending, Failure, Forward, PassOn, Refuse, Wait
-from tests.core.routing import World, answer, node_of, three
+from core.events import Cut, Ending, Failure, Forward, PassOn, Refuse, Wait
+from tests.core.routing import World, answer, node_of, of, one, three
 
 # ---------------------------------------------------------------- what is tried next
 
@@ -182,3 +182,20 @@ def test_refusals_take_a_whole_agent_out() -> None:
     (ejection,) = world.router.agent(gone).ejections  # type: ignore[union-attr]
     assert ejection.model is None
     assert [node_of(world.ask(f"s{number}"), f"s{number}") for number in range(3)] == [good] * 3
+
+
+def test_a_model_that_is_being_unloaded_gets_nobody_and_the_others_of_its_node_go_on() -> None:
+    world = World()
+    node = world.backend("one", "m", "other", loaded=("m", "other"), slots=2)
+    world.router._leaks.silence_s = 1.0
+    world.ask("left")
+    world.serve("left", ending=Ending.CANCELLED)
+    world.ask("hangs")
+    assert one(world.wait(9.0), Cut).unload == ("m:latest",)
+    effects = world.ask("r")
+    assert isinstance(answer(effects, "r"), Wait), "it would be cut with the runner, or keep it alive"
+    assert node_of(world.ask("elsewhere", "other"), "elsewhere") == node
+    went: list[Forward] = []
+    world.watch = lambda effects: went.extend(of(effects, Forward))
+    other = world.backend("two", "m", loaded=("m",))
+    assert [(forward.request_id, forward.lease.agent_id) for forward in went] == [("r", other)]

@@ -19,7 +19,8 @@ from core.events import (
 from core.lifecycle import AgentState
 from core.messages import AgentSettings, GpuDevice
 from core.names import normalise
-from core.registry import gpu_fault
+from core.registry import Agent, gpu_fault
+from core.restoring import agent_of, known_of
 from core.units import AgentId
 from tests.core.office import TIMEOUT_S, UNIX, Office
 from tests.core.routing import one, registration, row
@@ -195,3 +196,74 @@ def test_names_are_unique_whatever_machines_are_called(names: list[str]) -> None
     shown = [agent.name for agent in office.registry.all()]
     assert len(set(shown)) == len(names)
     assert shown[0] == names[0]
+
+
+# ---------------------------------------------------------------- what is asked for often
+
+
+def test_what_was_asked_before_is_told_anew_when_somebody_is_eligible_no_more() -> None:
+    office = Office()
+    leaves, stays = office.ready("leaves"), office.ready("stays")
+    for _ in range(2):
+        assert office.registry.ready() == (leaves, stays)
+        assert office.registry.holders(M) == (leaves, stays)
+        assert office.registry.out(M) == {}
+    office.order(leaves, Command.DISCONNECT)
+    for _ in range(2):
+        assert office.registry.ready() == (stays,)
+        assert office.registry.holders(M) == (stays,)
+        assert office.registry.out(M) == {"leaves": "is held: disconnected by an admin"}
+    office.beat(stays.id, installed_models=[])
+    assert office.registry.holders(M) == ()
+    office.beat(stays.id, installed_models=[row("m")])
+    assert office.registry.holders(M) == (stays,), "that nobody held it is not remembered"
+
+
+# ---------------------------------------------------------------- agents from before the start
+
+
+def kept(name: str, number: int, **fields: Any) -> Agent:
+    """An agent as a restart gives it back, offline."""
+    office = Office()
+    office.count = 100 + number - 1
+    agent = office.ready(name, **fields)
+    known = known_of(agent)
+    assert known is not None
+    return agent_of(known, slots_default=1, raises=False)
+
+
+def test_an_agent_from_before_the_start_is_the_owner_of_its_identity() -> None:
+    office = Office()
+    former = kept("box", 1)
+    assert office.registry.restored(former) == []
+    assert (office.registry.all(), former.state, former.name) == ([former], AgentState.OFFLINE, "box")
+    changes = office.registry.take_changes()
+    assert (changes.refreshed, changes.touched) == ([former.id], True)
+    assert office.registry.awaited()
+    assert one(office.register(), Registered) == Registered(agent_id=former.id, status="updated")
+    assert former.state is AgentState.INITIALIZING
+
+
+def test_an_agent_from_before_the_start_that_was_heard_already_stays_as_it_is_now() -> None:
+    office = Office()
+    office.count = 100
+    present = office.ready("box")
+    office.registry.restored(kept("box of old", 1))
+    assert office.agent("id101") is present
+    assert [agent.name for agent in office.registry.all()] == ["box"]
+
+
+def test_a_node_without_an_agent_comes_back_and_owns_nobodys_identity() -> None:
+    office, before = Office(), Office()
+    known = known_of(before.backend("box"))
+    assert known is not None
+    office.registry.restored(agent_of(known, slots_default=1, raises=False))
+    assert one(office.register(), Registered).status == "registered", "another one, although of the same name"
+    assert [agent.name for agent in office.registry.all()] == ["box", "box-2"]
+
+
+def test_no_more_agents_come_back_than_there_may_be() -> None:
+    office = Office(agents_max=1)
+    for number in (1, 2):
+        office.registry.restored(kept(f"box{number}", number))
+    assert [agent.name for agent in office.registry.all()] == ["box1"]

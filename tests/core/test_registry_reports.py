@@ -15,7 +15,8 @@ from core.events import (
 from core.lifecycle import AgentState
 from core.messages import AgentSettings
 from core.names import normalise
-from core.units import AgentId
+from core.registry import Agent
+from core.units import AgentId, ModelKey
 from tests.core.office import TIMEOUT_S, Office
 from tests.core.routing import of, one, row
 
@@ -127,3 +128,24 @@ def test_slots_that_were_told_and_a_context_that_was_trained_are_known() -> None
     assert office.registry.trained_context(normalise("other")) == 0
     assert office.backend("bare", slots=3).slots == 3
     assert office.backend("bare").slots_told, "added again without a word about them"
+
+
+def victims_of_n(agent: Agent) -> tuple[ModelKey, ...]:
+    """What a load of `n` is believed to push out, where `m` is loaded."""
+    size = agent.inventory.installed[M].size_bytes
+    return agent.room.victims(normalise("n"), {M: size}, size_bytes=size, price=lambda key: 1)
+
+
+@pytest.mark.parametrize(
+    ("then", "pushed_out"),
+    [(["n"], (M,)), (["m", "n"], ()), ([], ())],
+    ids=["one came and the other went", "both are there", "it went by itself"],
+)
+def test_where_a_model_came_and_another_one_went_both_do_not_fit(then: list[str], pushed_out: tuple[ModelKey, ...]) -> None:
+    office = Office()
+    agent = office.ready()
+    both = [row("m"), row("n")]
+    office.beat(agent.id, installed_models=both, loaded_models=[row("m")])
+    office.now += 60
+    office.beat(agent.id, installed_models=both, loaded_models=[row(name) for name in then])
+    assert victims_of_n(agent) == pushed_out

@@ -103,3 +103,11 @@ def test_an_agentless_node_before_its_first_answer() -> None:
     assert office.poll("plain", version="1.0") != []
     assert node.state is AgentState.INITIALIZING
     assert office.registry.awaited()
+
+
+def test_a_deadline_is_told_as_long_as_there_is_one() -> None:
+    office = Office()
+    agent = office.ready()
+    assert office.registry.deadlines.until(agent.id) == office.registry.heard_until(agent.id) == office.now + TIMEOUT_S
+    office.pass_time(TIMEOUT_S)
+    assert (len(office.registry.deadlines), office.registry.heard_until(agent.id)) == (0, None)

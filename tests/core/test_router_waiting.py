@@ -46,20 +46,6 @@ def test_a_load_that_is_through_lets_others_load_whoever_began_it() -> None:
     assert node_of(world.first("joined"), "r") == node
 
 
-def test_those_who_wait_for_a_load_begin_it_in_the_order_in_which_they_came() -> None:
-    world = World(busy_pause_s=1)
-    world.backend("one", "m", "other", slots=2)
-    world.ask("busy")
-    world.busy("busy")
-    world.settle("busy", Ending.CANCELLED)
-    for number in range(4):
-        world.ask(f"r{number}")
-    world.ask("preload", client="another", load_only=True)
-    world.ask("loads", "other")
-    went = [forward.request_id for forward in of(world.wait(1), Forward)]
-    assert went == ["preload", "r0"], "the preload makes the node load their model too: the first of them goes with it"
-
-
 def test_a_request_whose_busy_node_went_away_holds_up_nobody() -> None:
     world = World(eject_after=1)
     busy, sick = world.backend("busy", "m", loaded=("m",)), world.backend("sick", "m", loaded=("m",))
