@@ -349,7 +349,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting("ROUTER_AUTH", "auth", _one_of("auto", "required", "off"), "one of auto, required, off", "who must show a token"),
     Setting("ROUTER_ADMIN_TOKEN", "admin_token", _token, _TOKEN, "admin token; made and kept in the data directory if absent", secret=True),
     Setting("ROUTER_JOIN_TOKEN", "join_token", _token, _TOKEN, "a join token that does not expire", secret=True),
-    Setting("ROUTER_REQUIRE_API_KEY", "require_api_key", _bool, _BOOL, "everyone needs a key for inference (now: the admin token)"),
+    Setting("ROUTER_REQUIRE_API_KEY", "require_api_key", _bool, _BOOL, "everyone needs an API key, or the admin token, for inference"),
     Setting("ROUTER_QUEUE_MAX", "queue_max", _positive, _COUNT, "requests that may wait in all"),
     Setting("ROUTER_QUEUE_PER_CLIENT", "queue_per_client", _positive, _COUNT, "requests that one client may have waiting"),
     Setting("ROUTER_QUEUE_TIMEOUT", "queue_timeout_s", _seconds, _SECONDS, "longest wait for a node"),
