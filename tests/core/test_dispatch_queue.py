@@ -151,6 +151,7 @@ def test_those_who_wait_for_a_load_begin_it_in_the_order_in_which_they_came() ->
     for number in range(4):
         world.ask(f"r{number}")
     world.ask("preload", client="another", load_only=True)
+    world.ask("preload too", client="another", load_only=True)
     world.ask("loads", "other")
     went = [forward.request_id for forward in of(world.wait(1), Forward)]
-    assert went == ["preload", "r0"], "the preload makes the node load their model too: the first of them goes with it"
+    assert went == ["preload", "r0", "preload too"], "the preload makes the node load their model too: the first of them goes with it"
