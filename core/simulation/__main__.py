@@ -132,10 +132,11 @@ def _play_dump(kept: dump.Dump, given: argparse.Namespace) -> int:
     if played.failure:
         print(f"CORRECTNESS  {played.failure}")
         if given.save is not None:
+            steps = len(kept.steps)
             if not given.no_shrink:
                 kept = playback.shorten(kept, played, invariants=check)
             given.save.write_bytes(b"".join(dump.written(kept)))
-            print(f"{len(kept.steps)} of {played.steps} steps written to {given.save}")
+            print(f"{len(kept.steps)} of {steps} steps written to {given.save}")
     return Outcome.CORRECTNESS.value
 
 

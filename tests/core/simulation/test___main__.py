@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 
 import core.simulation.__main__ as command
+from core.dump import Dump, load, written
+from core.router import Router
 from core.simulation.world import World
+from core.units import Instant
 from tests.core.simulation.mutants import answers_twice, leaks_the_lease_of_a_client_that_left, maker, ticks_twice
+from tests.core.simulation.test_playback import recorded
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -100,3 +104,62 @@ def test_what_is_no_script_is_said_in_one_line(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "bad").write_text("{", encoding="utf-8")
     assert command.main(["--replay", str(tmp_path / "bad")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+# ---------------------------------------------------------------- dumps of a running router
+
+
+def file_of(dump: Dump, place: Path) -> str:
+    """The path of a file that holds `dump`."""
+    path = place / "router.dump"
+    path.write_bytes(b"".join(written(dump)))
+    return str(path)
+
+
+def test_a_dump_of_which_the_same_comes_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--replay", file_of(recorded(), tmp_path)]) == 0
+    told, verdict = capsys.readouterr().out.splitlines()
+    assert told == "dump of version 1, made at now: 14 steps"
+    assert verdict.startswith("PASSED  14 steps, the same effects, digest ")
+
+
+def test_a_dump_of_which_something_else_comes_fails_and_shows_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dump = recorded()
+    at, what, _ = dump.steps[4]
+    dump.steps[4] = (at, what, ["l", ["something else"]])
+    kept = tmp_path / "kept.dump"
+    assert command.main(["--replay", file_of(dump, tmp_path), "--save", str(kept)]) == 129
+    told = capsys.readouterr().out
+    assert "the effects are not those of then" in told
+    assert "step 5" in told
+    assert "something else" in told
+    assert "CORRECTNESS" not in told, "no invariant is broken"
+    assert not kept.exists(), "there is nothing to shorten it to"
+
+
+@pytest.mark.parametrize(("given", "left"), [([], 4), (["--no-shrink"], 14)])
+def test_a_dump_that_breaks_an_invariant_is_kept_and_shortened_to_it(
+    given: list[str], left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def at_most_two(router: Router, *, now: Instant) -> None:
+        if router.statistics().requests_total >= 2:
+            raise AssertionError("R99: two were settled")
+
+    monkeypatch.setattr(command, "check", at_most_two)
+    kept, path = tmp_path / "kept.dump", file_of(recorded(), tmp_path)
+    assert command.main(["--replay", path]) == 129
+    assert "written" not in capsys.readouterr().out
+    assert command.main(["--replay", path, "--save", str(kept), *given]) == 129
+    told = capsys.readouterr().out
+    assert "CORRECTNESS  step 6: AssertionError: R99: two were settled" in told
+    assert f"{left} of 14 steps written to {kept}" in told
+    assert len(load(kept.read_bytes()).steps) == left
+    assert command.main(["--replay", str(kept)]) == 129, "what was kept fails in the same way"
+
+
+def test_a_damaged_dump_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(file_of(recorded(), tmp_path))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert command.main(["--replay", str(path)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "the dump is damaged" in told
