@@ -92,7 +92,7 @@ async def test_a_forwarded_registration_is_a_strangers(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [FORWARDED, PUBLIC, FOREIGN, {"Origin": "http://evil.example"}], ids=["private", "public", "host", "origin"]
+    "headers", [FORWARDED, PUBLIC, FOREIGN, {"Origin": "http://localhost:3000"}], ids=["private", "public", "host", "origin"]
 )
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/api/agents"), ("POST", "/api/agents/approve"), ("DELETE", "/api/agents/x"), ("GET", "/metrics")]
@@ -101,6 +101,13 @@ async def test_strangers_manage_nothing(fleet: Fleet, method: str, path: str, he
     answer = await fleet.ask(method, path, {"code": "ABCD-1234"} if method == "POST" else None, headers=headers)
     assert answer.status == 401
     assert "admin token" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/api/agents", "/metrics", "/api/tags", "/api/chat"])
+async def test_a_page_from_elsewhere_gets_nothing_at_all(fleet: Fleet, path: str) -> None:
+    answer = await fleet.ask("POST" if path == "/api/chat" else "GET", path, headers={"Origin": "http://evil.example"})
+    assert (answer.status, answer.body) == (403, b"")
+    assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 async def test_the_admin_token_opens_what_strangers_may_not(fleet: Fleet) -> None:
