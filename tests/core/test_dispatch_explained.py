@@ -1,6 +1,7 @@
 """Why a request went where it went: what is kept of the decisions, and for how long."""
 
 from core.events import Failure, Record
+from core.units import RequestId
 from tests.core.routing import World, one, usage
 
 
@@ -68,6 +69,7 @@ def test_when_it_began_is_kept_with_a_request_as_long_as_its_decisions_are() -> 
     world.ask("kept")
     world.serve("forgotten", usage=usage())
     assert world.router.why("forgotten") is None  # type: ignore[arg-type]
+    assert [world.router._dispatcher.explained(RequestId(name)) for name in ("forgotten", "kept", "another's")] == [False, True, False]
     running = world.router.why("kept")  # type: ignore[arg-type]
     assert running is not None
     assert (running.predicted_start_ms, running.observed_start_ms) == (None, None), "what the other one's record says is not about it"

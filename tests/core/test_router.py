@@ -28,6 +28,7 @@ from core.events import (
     Route,
     SettingsChanged,
     Settled,
+    Wait,
 )
 from core.messages import AgentSettings, Metrics
 from core.names import normalise
@@ -198,6 +199,17 @@ def test_every_event_about_nodes_reaches_the_registry() -> None:
     assert (view.name, view.status, view.cpu_usage) == ("mine", "online", 10)
     assert world.router.agents() == [view]
     assert world.router.agent(AgentId("nobody")) is None
+
+
+def test_what_is_kept_of_an_agent_makes_it_known_to_the_next_router() -> None:
+    before, after = World(), World()
+    before.agent_with("box", "m")
+    kept = before.router.known(AgentId("box"))
+    assert kept is not None
+    assert before.router.known(AgentId("nobody")) is None
+    after.do(kept)
+    assert (after.router.agent_ids(), after.state(AgentId("box"))) == ([AgentId("box")], "offline")
+    assert isinstance(answer(after.ask("r"), "r"), Wait), "it may come back"
 
 
 def test_lists_come_from_approved_nodes() -> None:
