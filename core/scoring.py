@@ -4,7 +4,8 @@ Decides by what it is given: who is eligible is `core.registry`'s and `core.heal
 node is full is the router's. A strategy sees nodes in the order of their registration; ties go to the least recently chosen, then to the
 first. Scores are integers with named parts. Nothing here is kept between two calls but the round robin's place.
 
-* `auto`: expected node time, `(requests on the node + 1) * work + cold cost` in µs (routing.md 1.4, candidate A). A model that is not in
+* `auto`: expected node time, `(requests on the node + 1) * work + cold cost` in µs (routing.md 1.4, candidate A). What a node knows of
+  the prompt is no work for it: that lowers its score, but never below what its load makes of the rest. A model that is not in
   memory costs its load, one that is being loaded what is left of that. Requests that wait for a node count as if they were on it. A
   node whose slots for the model are taken is a choice like any other: then the request waits for it.
 * `metrics`: the seed's `cpu + memory + active * 10`; round robin when every CPU is above 80 % or nobody has fresh numbers.
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 CPU_BUSY_PERCENT: Final = 80.0
 ROWS_MAX: Final = 8
 """Candidates that are kept for an explanation."""
+PRICED_MAX: Final = 64
+"""Nodes whose loads are compared with what they push out, the cheapest loads first: 20 µs each. In fleets of up to so many the choice is
+exact."""
 
 METRIC_SCALE: Final = 1000
 """`metrics` scores in thousandths, so that they are integers."""
@@ -65,6 +69,8 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     """Number of leases of the request's model per node."""
     ahead: Mapping[AgentId, int]
     """Number of requests per node that wait for it and come before this one."""
+    cached: Mapping[AgentId, int] = {}
+    """Nodes that know a part of its prompt: how many tokens (`core.affinity`)."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -164,7 +170,10 @@ class Auto(Strategy):
         if key is None or not ask.needs_slot:
             return self._light(ask, nodes, load)
         known, input_tokens, output_tokens = self._speeds.known.get(key, _NOTHING_KNOWN), ask.input_tokens, ask.output_tokens
+        cached = load.cached
         rows: list[Row] = []
+        later: list[tuple[Row, str | None]] = []
+        """Where a load would push others out: what that costs is not asked unless it can matter."""
         best: Row | None = None
         best_open: Row | None = None
         least = blind = inf
@@ -175,19 +184,24 @@ class Auto(Strategy):
             if rates is None:
                 rates = self._speeds.rates(node_id, key, size_bytes=inventory.installed[key].size_bytes, slots=node.slots_for(key))
             work = rates.overhead_us + (input_tokens * rates.prefill_ns + output_tokens * rates.decode_ns) // 1000 + 1
+            if cached and node_id in cached:
+                work -= cached[node_id] * rates.prefill_ns // 1000
             if node.weight is not None:
                 work = int(work / node.weight) + 1
+            if work + rates.load_us > least and key not in inventory.resident and len(rows) >= ROWS_MAX and not inventory.loading:
+                continue  # even idle it could not win, and enough others can be shown
             here = len(on.get(node_id, ()))
             count = here + node.beyond + (ahead.get(node_id, 0) if ahead else 0)
-            cold = displaced = 0
+            cold = 0
             if inventory.loading or key not in inventory.resident or inventory.options.get(key, "") != options:
                 cold, replaces = _cold_us(inventory, key, options, rates.load_us, now)
                 if replaces is not None:
                     blind = min(blind, (count + 1) * work)
                 if self._displacement is not None:
-                    displaced = self._displaced_us(node, key, replaces, now)
-            score = (count + 1) * work + cold + displaced
-            row = (node, score, work, count, cold, displaced)
+                    later.append(((node, (count + 1) * work + cold, work, count, cold, 0), replaces))
+                    continue
+            score = (count + 1) * work + cold
+            row = (node, score, work, count, cold, 0)
             rows.append(row)
             if score > least or (score == least and best_open is not None and node.last_chosen >= best_open[0].last_chosen):
                 continue
@@ -196,11 +210,46 @@ class Auto(Strategy):
             most = node.limits.get(key, node.slots) + (key in node.probes)
             if of_model.get(node_id, 0) < most and (node.max_concurrent is None or here < node.max_concurrent):
                 best_open, least = row, score
+        if later:
+            best, best_open = self._among_cold(key, later, rows, best, best_open, load, now)
         assert best is not None, "a choice among no nodes"
         # A tie between waiting and going is no reason to wait.
         if best_open is not None and best_open[1] == best[1]:
             return Choice(best_open[0], True, rows, best_open[4], best_open[2], spared=blind <= best_open[1])
         return self._wait_for(key, best, best_open, rows, load, spared=blind <= best[1])
+
+    def _among_cold(
+        self, key: ModelKey, later: list[tuple[Row, str | None]], rows: list[Row], best: Row | None, best_open: Row | None,
+        load: Load, now: Instant,
+    ) -> tuple[Row | None, Row | None]:  # fmt: skip
+        """The best and the best open one, when those that would have to load are compared too; adds their rows.
+
+        What a load pushes out only adds to a score, so a node whose score is above the best open one's without it is out; its row is shown
+        without that part, as long as there is room to show it.
+        """
+        least = inf if best_open is None else best_open[1]
+        near = [one for one in later if one[0][1] <= least]
+        if len(rows) < ROWS_MAX:
+            rows += [row for row, _ in later if row[1] > least]
+        near.sort(key=_score_of)
+        for row, replaces in near[:PRICED_MAX]:
+            node = row[0]
+            if row[1] > least:
+                rows.append(row)
+                continue
+            displaced = self._displaced_us(node, key, replaces, now)
+            row = (node, row[1] + displaced, *row[2:5], displaced)
+            rows.append(row)
+            score = row[1]
+            if score > least or (score == least and best_open is not None and node.last_chosen >= best_open[0].last_chosen):
+                continue
+            if best is None or score < best[1] or (score == best[1] and node.last_chosen < best[0].last_chosen):
+                best = row
+            if load.of_model.get(node.id, 0) < node.limits.get(key, node.slots) + (key in node.probes) and (
+                node.max_concurrent is None or len(load.on.get(node.id, ())) < node.max_concurrent
+            ):
+                best_open, least = row, score
+        return best, best_open
 
     def _displaced_us(self, node: "Agent", key: ModelKey, replaces: str | None, now: Instant) -> int:
         """What a load there pushes out: other models, or the runner of the same model with the options `replaces`."""
@@ -249,6 +298,10 @@ def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement |
 def best_first(rows: list[Row]) -> list[Row]:
     """The best `ROWS_MAX`, best first."""
     return sorted(rows, key=lambda row: (row[1], row[0].last_chosen))[:ROWS_MAX]
+
+
+def _score_of(one: tuple[Row, str | None]) -> tuple[int, int]:
+    return one[0][1], one[0][0].last_chosen
 
 
 def _below_cap(nodes: Sequence["Agent"], load: Load) -> Sequence["Agent"]:

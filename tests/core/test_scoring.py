@@ -17,7 +17,7 @@ from core.learning import Sample, Speeds
 from core.leases import Held
 from core.lifecycle import AgentState
 from core.names import normalise
-from core.scoring import ROWS_MAX, Ask, Auto, Choice, LeastBusy, Load, RoundRobin, SeedMetrics, best_first, strategy
+from core.scoring import PRICED_MAX, ROWS_MAX, Ask, Auto, Choice, LeastBusy, Load, RoundRobin, SeedMetrics, best_first, strategy
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId, UnixMs
 from tests.core.routing import World, answer, node_of
 
@@ -170,8 +170,8 @@ def test_what_a_load_displaces_is_priced() -> None:
     elsewhere.inventory.saw_loaded(M, "num_ctx=9", now=NOW)
     elsewhere.inventory.loading[ModelKey("other")] = Loading(NOW, 5.0)
     auto = Auto(Speeds(RouterConfig()), Prices())
-    rows = auto.choose(ask(options="num_ctx=9"), [cold, joins, other, elsewhere], load(), now=NOW).rows
-    assert [row[5] for row in rows] == [2_000_000, 0, 3_000_000, 0]
+    alone = [auto.choose(ask(options="num_ctx=9"), [one], load(), now=NOW).rows[0] for one in (cold, joins, other, elsewhere)]
+    assert [row[5] for row in alone] == [2_000_000, 0, 3_000_000, 0]
 
 
 def test_it_says_where_disregarding_options_would_have_cost_a_reload() -> None:
@@ -359,3 +359,61 @@ def test_a_cap_holds_for_loads_and_for_bodies_whose_model_cannot_be_read(strateg
     assert isinstance(answer(world.ask("unload", load_only=True, unload=True), "unload"), Forward), "it frees memory"
     world.settle("unload")
     assert (node_of(world.settle("r1"), "load"), node_of(world.settle("load"), "unreadable")) == (agent_id, agent_id)
+
+
+# ---------------------------------------------------------------- the one pass against a plain one
+
+
+class OwnPrices(Displacement):
+    """What a load pushes out, node by node."""
+
+    def __init__(self, prices: Mapping[str, int]) -> None:
+        super().__init__(Speeds(RouterConfig()), Heat(), ready=tuple, in_flight=lambda _: {})
+        self.prices = prices
+
+    def of(self, node: Agent, key: ModelKey, *, now: Instant) -> tuple[int, tuple[ModelKey, ...]]:
+        return self.prices[node.name], ()
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 8), st.integers(1, 3), st.sampled_from((None, None, 0.5, 4.0))),
+        min_size=1,
+        max_size=14,
+    )
+)
+def test_leaving_out_what_cannot_win_changes_no_choice(drawn: list[tuple[bool, int, int, int, float | None]]) -> None:
+    """Nodes: (loaded, requests in flight, seconds that a load pushes out, slots, weight)."""
+    nodes = [
+        node(f"n{number}", loaded=loaded, slots=slots, weight=weight, last_chosen=number)
+        for number, (loaded, _, _, slots, weight) in enumerate(drawn)
+    ]
+    prices = {f"n{number}": seconds * 1_000_000 for number, (_, _, seconds, _, _) in enumerate(drawn)}
+    given_load = load({f"n{number}": count for number, (_, count, _, _, _) in enumerate(drawn)})
+    auto = Auto(Speeds(RouterConfig()), OwnPrices(prices))
+    rows = {row[0].name: row for one in nodes for row in auto.choose(ask(), [one], given_load, now=NOW).rows}
+    plain = min(nodes, key=lambda one: (rows[one.name][1], one.last_chosen))
+    open_ones = [one for one in nodes if given_load.of_model.get(one.id, 0) < one.slots]
+    plain_open = min(open_ones, key=lambda one: (rows[one.name][1], one.last_chosen), default=None)
+    found = auto.choose(ask(), nodes, given_load, now=NOW)
+    if plain_open is not None and rows[plain_open.name][1] == rows[plain.name][1]:
+        assert (found.agent, found.room) == (plain_open, True)
+    else:
+        assert (found.agent, found.room) == (plain, False)
+        if plain_open is not None:
+            assert found.patience == (rows[plain_open.name][1] - rows[plain.name][1] - 1) // rows[plain.name][2]
+
+
+def test_of_very_many_loads_only_the_cheapest_are_priced() -> None:
+    nodes = [node(f"n{number}", loaded=False, last_chosen=number) for number in range(200)]
+    priced: list[str] = []
+
+    class Counting(OwnPrices):
+        def of(self, node: Agent, key: ModelKey, *, now: Instant) -> tuple[int, tuple[ModelKey, ...]]:
+            priced.append(node.name)
+            return super().of(node, key, now=now)
+
+    prices = {f"n{number}": 1_000_000 * (number != 7) for number in range(200)}
+    choice = Auto(Speeds(RouterConfig()), Counting(prices)).choose(ask(), nodes, load(), now=NOW)
+    assert choice.agent.name == "n7"
+    assert len(priced) == PRICED_MAX
