@@ -157,6 +157,20 @@ class History:
         )
         return capture
 
+    def restrict(self, record: HistoryRecord) -> None:
+        """Keep of a record that came from elsewhere what would be kept of a request's bodies."""
+        limit, masks = self._body_max_bytes, self._masks
+        bodies = [record.request_body, record.response_body]
+        if self._policy == 2:
+            bodies, record.bodies = [None, None], BODY_OFF
+        elif self._policy == 1:
+            bodies, record.bodies = [redacted(body, masks) if body else None for body in bodies], BODY_REDACTED
+        else:
+            record.bodies = BODY_WHOLE
+        if any(len(body) > limit for body in bodies if body):
+            bodies, record.bodies = [body and body[:limit] for body in bodies], BODY_CUT
+        record.request_body, record.response_body = bodies
+
     def record(self, record: Record) -> None:
         """A request is over."""
         capture = self._open.pop(record.request_id, None)
@@ -169,3 +183,14 @@ def _policy_of(wish: bytes) -> int:
     """A request's wish as an index of `POLICIES`; what is none of them means the least, for somebody wanted something kept back."""
     word = wish.strip().lower().decode("latin-1")
     return POLICIES.index(word) if word in POLICIES else 2
+
+
+def body_value(data: bytes | None) -> Any:
+    """A kept body as it stands in JSON: as it is where it is an object or a list, else as text."""
+    if data is None:
+        return None
+    data = bytes(data)
+    try:
+        return msgspec.Raw(data) if isinstance(msgspec.json.decode(data), (dict, list)) else data.decode("utf-8", "replace")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data.decode("utf-8", "replace")

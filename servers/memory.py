@@ -4,6 +4,7 @@ Decides what is kept as which thing, and when. Knows no statement of the databas
 here waits for the disk in the loop; what cannot be read back at the start is left out with a warning that names it, never in silence.
 """
 
+import os
 import shutil
 from collections.abc import Container
 from pathlib import Path
@@ -20,10 +21,11 @@ from core.keys import Key, Use
 from core.tasks import TaskRestored
 from core.units import AgentId, ModelKey, UnixMs
 from edge.wire import ClientConnection, RequestHead
-from servers import clock
+from servers import clock, history_file
 from servers.access import Access
 from servers.driver import Driver
 from servers.history import History
+from servers.history_mirror import Import, Mirror
 from servers.keeping import Keeping
 from servers.moves import Moves
 from servers.poller import Poller
@@ -95,6 +97,10 @@ class Memory:
             client_address=self._address_of,
         )
         self._records = settings.history_retention_days > 0
+        self.mirror: Mirror | None = None
+        """Of the newest records, to be run; None: there is none."""
+        if self._records:
+            self._take_over(settings, data_dir / history_file.FILE)
         self._saved_use: dict[str, tuple[Any, ...]] = {}
         self._saved_agents: dict[AgentId, bytes] = {}
         self._driver: Driver | None = None
@@ -105,6 +111,19 @@ class Memory:
         self._access: Access | None = None
         self._tokens: Tokens | None = None
         self._log = structlog.get_logger()
+
+    def _take_over(self, settings: Settings, file: Path) -> None:
+        """Import an earlier router's history, then perhaps mirror the newest records to its file."""
+        importing = Import(
+            [file, Path(os.path.expanduser("~/.ollama-router")) / history_file.FILE],
+            clock=clock.unix_ms,
+            retention_days=settings.history_retention_days,
+            keep=self.history.restrict,
+            owned=[file] if settings.history_json else [],
+        )
+        self.store.writer.add_chore(importing)
+        if settings.history_json:
+            self.mirror = Mirror(self.store, file, ready=lambda: importing.done)
 
     def restore(self, access: Access, tokens: Tokens) -> None:
         """Bring back what was kept, and keep from now on what changes."""

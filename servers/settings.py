@@ -344,7 +344,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting("ROUTER_CLOUD", "cloud", _bool, _BOOL, "cloud models allowed", active=False),
     Setting("ROUTER_PRELOAD", "preload", _bool, _BOOL, "placement may load models", active=False),
     Setting("ROUTER_NGINX_DIRECT", "nginx_direct", _bool, _BOOL, "nginx talks to bare nodes straight", active=False),
-    Setting("HISTORY_JSON", "history_json", _bool, _BOOL, "mirror of the newest records in a JSON file", active=False),
+    Setting("HISTORY_JSON", "history_json", _bool, _BOOL, "mirror of the newest records in a JSON file"),
     Setting("ROUTER_REQUIRE_GPU", "require_gpu", _bool, _BOOL, "agents that register from elsewhere must have a GPU"),
     Setting("ROUTER_AUTH", "auth", _one_of("auto", "required", "off"), "one of auto, required, off", "who must show a token"),
     Setting("ROUTER_ADMIN_TOKEN", "admin_token", _token, _TOKEN, "admin token; made and kept in the data directory if absent", secret=True),

@@ -21,6 +21,7 @@ from core.units import UnixMs
 from servers import clock
 from servers.access import Area
 from servers.api.web import Web, guarded, reply
+from servers.history import body_value
 from servers.store import queries
 from servers.store.queries import Filters
 
@@ -192,18 +193,8 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
     }
     for name in ("request_body", "response_body"):
         if name in record:
-            shown[name] = _body(record[name])
+            shown[name] = body_value(record[name])
     return {name: shown[name] for name in COLUMNS if name in shown}
-
-
-def _body(data: bytes | None) -> Any:
-    if data is None:
-        return None
-    data = bytes(data)
-    try:
-        return msgspec.Raw(data) if isinstance(msgspec.json.decode(data), (dict, list)) else data.decode("utf-8", "replace")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return data.decode("utf-8", "replace")
 
 
 class _JsonList:

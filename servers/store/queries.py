@@ -5,7 +5,7 @@ is filtered by model or node walks one index per name ("lane") and merges them, 
 a count above `COUNT_MAX` is a floor, and says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,9 @@ MERGED_MAX: Final = 20_000
 PIECE: Final = 500
 """Records read at once by an export, at most, and their bodies' bytes, unless one has more."""
 PIECE_MAX_BYTES: Final = 4 << 20
+
+FEW: Final = 20
+"""Records read at once where their bodies' bytes were not looked at."""
 
 BEYOND: Final = 1 << 62
 """Above every record's number."""
@@ -183,6 +186,17 @@ def next_piece(connection: Connection, filters: Filters, below: int) -> tuple[li
         numbers.append(number)
     found = _of_numbers(connection, numbers, with_bodies=True)
     return found, numbers[-1] if len(rows) == PIECE or len(numbers) < len(rows) else None
+
+
+def newest(connection: Connection, limit: int) -> list[tuple[int, int]]:
+    """Numbers of the newest records, and the bytes that are kept of each."""
+    return [(row[0], row[1]) for row in connection.execute(select(_R.number, _R.kept_bytes).order_by(_R.number.desc()).limit(limit))]
+
+
+def some(connection: Connection, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The records of these numbers with their bodies, in this order, a few at a time."""
+    for at in range(0, len(numbers), FEW):
+        yield from _of_numbers(connection, numbers[at : at + FEW], with_bodies=True)
 
 
 def numbers_of(connection: Connection, filters: Filters, *, limit: int) -> list[int]:

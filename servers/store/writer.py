@@ -244,6 +244,7 @@ class Writer:
             with self._transaction() as connection:
                 again_s = chore(connection, self._statements)
         except WRITE_ERRORS as error:
+            self._statements.forget_ids()
             self._failed(error)
         self._chores[0] = (self._clock() + again_s, number, chore)
 
@@ -253,9 +254,11 @@ class Writer:
         for work, answer in asks:
             try:
                 with self._transaction() as connection:
-                    answer.put(work(connection))
+                    value = work(connection)
             except Exception as error:
                 answer.fail(error)
+            else:
+                answer.put(value)  # once it is in the database
 
 
 class _Answer:

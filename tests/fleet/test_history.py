@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 from agent.simulated.server import SimulatedOllama
+from servers.clock import rfc3339, unix_ms
 from tests.fleet.fleet import Fleet, ScriptedNode, chat, line, open_fleet, serving
 from tests.fleet.rawhttp import Caller, Hangup
 
@@ -168,3 +170,46 @@ async def test_what_a_key_asked_is_told_with_its_id_and_its_address(fleet: Fleet
     await fleet.ask("POST", "/api/chat", chat(), headers={"Authorization": f"Bearer {made['key']}"})
     found = await newest(fleet)
     assert (found["key_id"], found["client"]) == (made["id"], "127.0.0.1")
+
+
+EARLIER = {
+    "id": "earlier", "request_type": "chat", "model": "m", "agent_id": "660f9511-f39c-42e5-8827-557766551111",
+    "agent_machine_name": "tower", "agent_ip": "10.0.0.5", "client_ip": "10.0.0.9",
+    "request_body": {"prompt": SECRET, "image": "data:image/png;base64,AAAA"},
+    "response_body": {"response": "x"}, "duration_ms": 5, "status": {"type": "success"},
+}  # fmt: skip
+KEPT: dict[str, tuple[dict[str, str], str, Any]] = {
+    "full": ({}, "whole", EARLIER["request_body"]),
+    "redacted": ({"HISTORY_MASK": "prompt"}, "redacted", {"prompt": "[masked]"}),
+    "off": ({}, "off", None),
+    "full and too long": ({"HISTORY_BODY_MAX_BYTES": "10"}, "cut", json.dumps(EARLIER["request_body"], separators=(",", ":"))[:10]),
+}
+
+
+@pytest.mark.parametrize("bodies", KEPT)
+async def test_an_earlier_routers_history_is_taken_over_as_the_operator_wants_bodies_kept(bodies: str, tmp_path: Path) -> None:
+    settings, state, body = KEPT[bodies]
+    entry = {**EARLIER, "timestamp": rfc3339(unix_ms()), "completed_at": rfc3339(unix_ms())}
+    await trio.Path(tmp_path / "request_history.json").write_text(json.dumps([entry]))
+    async with open_fleet((), ROUTER_DATA_DIR=str(tmp_path), HISTORY_BODIES=bodies.partition(" ")[0], **settings) as fleet:
+        found = await newest(fleet)
+        assert (found["id"], found["edge"], found["agent_name"], found["bodies"]) == ("earlier", "imported", "tower", state)
+        if state == "redacted":
+            assert found["request_body"].pop("image").startswith("[image/png, ")
+        assert found["request_body"] == body
+
+
+async def test_the_newest_records_are_mirrored_to_a_file(tmp_path: Path) -> None:
+    node = SimulatedOllama(models=["m"])
+    async with node.serve(), open_fleet([node.port], ROUTER_DATA_DIR=str(tmp_path), HISTORY_JSON="true") as fleet:
+        mirror = fleet.coordinator.memory.mirror
+        assert mirror is not None
+        answer = await fleet.chat()
+        await newest(fleet)
+        await mirror.look()
+        (entry,) = json.loads(await trio.Path(tmp_path / "request_history.json").read_bytes())
+        assert (entry["id"], entry["agent_machine_name"], entry["status"]) == (
+            answer.headers["x-request-id"],
+            "node-1",
+            {"type": "success"},
+        )
