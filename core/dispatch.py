@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from core import slots
+from core.affinity import Affinity
 from core.aliases import turned
 from core.config import RouterConfig
 from core.displacement import Displacement
@@ -47,6 +48,8 @@ BURST_S: Final = 4.0
 SHORTEST_WAIT_S: Final = 0.001
 """A deadline lies ahead, whatever rounding has made of what is left."""
 
+
+_NOTHING_CACHED: Final[Mapping[AgentId, int]] = {}
 
 _TRYING: Final = Phase.TRYING  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
 _WAITING: Final = Phase.WAITING
@@ -84,6 +87,7 @@ class Dispatcher:
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
         self.obstacles = Obstacles(self.ledger, displacement, speeds, makes_room=strategy.makes_room)
+        self.affinity = Affinity(registry.get)
         self.leaks = Leaks(self.ledger, self.requests, speeds)
         self.queue = FairQueue(config)
         self.answered: Expiry[RequestId] = Expiry(config.lease_ttl_s)
@@ -292,8 +296,12 @@ class Dispatcher:
 
     def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], *, now: Instant) -> Choice:
         ledger = self.ledger
-        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead)
+        came, cached = request.came, _NOTHING_CACHED
+        if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:  # those who wait are looked at by kinds
+            cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
+        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, cached)
         choice = self._strategy.choose(request.ask, nodes, load, now=now)
+        request.cached_tokens = cached.get(choice.agent.id, 0) if cached else 0
         request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
         if request.predicted_ms is None:
             request.predicted_ms = choice.start_us / 1000

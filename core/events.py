@@ -121,6 +121,8 @@ class RequestCame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The options that make Ollama reload (`num_ctx`, ...), canonical text; "" when none is set."""
     input_tokens: int = 0
     """Estimate: prompt bytes / 4."""
+    prefixes: tuple[int, ...] = ()
+    """Checksums of how the prompt begins (`core.affinity`)."""
     output_limit: int | None = None
     """`num_predict` / `max_tokens`, when given and not negative."""
     constrained: bool = False

@@ -94,6 +94,8 @@ class Request(msgspec.Struct, gc=False):
     """Whether it was held back to spare a runner with other options."""
     beside: int = 0
     """How many requests for its model were on the node when it was sent there, itself included."""
+    cached_tokens: int = 0
+    """How much of its prompt the node of the present attempt is believed to know."""
     leaks: int = 0
     """How often it was taken off a node because it seemed to hang on a leaked slot."""
     refused_by: list[Agent] = []
@@ -182,7 +184,7 @@ class Request(msgspec.Struct, gc=False):
         if not self.ask.output_tokens and not usage.prompt_ns and not self.cold:
             prefill_s = service_s
         return Sample(
-            prompt_tokens=usage.prompt_tokens,
+            prompt_tokens=0 if self.cached_tokens else usage.prompt_tokens,  # what was known was not read: no measure of speed
             output_tokens=output if self.ask.output_tokens else 0,
             output_told=told,
             prefill_s=prefill_s,

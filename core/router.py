@@ -330,6 +330,8 @@ class Router:
             if key in inventory.loading or key not in inventory.resident or inventory.options.get(key) != request.ask.options:
                 self._look = True  # a load is through, whoever began it
             inventory.saw_loaded(key, request.ask.options, now=now)
+            if came.prefixes:
+                self._dispatcher.affinity.read(agent.id, key, came.prefixes, now=now)
 
     def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)

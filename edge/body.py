@@ -23,6 +23,7 @@ from core.events import Protocol as Manners
 from core.events import Route
 from core.units import MIB
 from edge.jsonscan import BLOB_MIN_BYTES, CAPTURE_MAX_BYTES, Member, Scanner, fold, go_string, is_empty
+from edge.prefixes import prefix_keys
 from edge.wire import ClientConnection, HttpError, RequestHead
 
 SPOOL_ABOVE_BYTES: Final = MIB
@@ -246,6 +247,7 @@ class BodyFacts(msgspec.Struct, frozen=True, kw_only=True):
     constrained: bool = False
     load_only: bool = False
     unload: bool = False
+    prefixes: tuple[int, ...] = ()
     named_once: bool = True
     """The body says in one place only which model it means, so that everybody reads the same one."""
 
@@ -272,6 +274,8 @@ _PLAIN_TEXT: Final = {
     Route.V1_COMPLETIONS: "prompt",
     Route.V1_EMBEDDINGS: "input",
 }
+_EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
+"""What they read is kept for nobody."""
 _MEMBER_MIN_BYTES: Final = len('"model":1,')
 _FLAGS: Final = (b"", b"true", b"false")
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -402,7 +406,8 @@ def _plain_facts(route: Route, found: dict[str, msgspec.Raw], body: bytes) -> Bo
     if rest >= _MEMBER_MIN_BYTES:
         return None
     streams = route.streams_by_default if stream is None else flag == b"true"
-    return BodyFacts(model=go_string(named), stream=streams, input_tokens=len(said) // BYTES_PER_TOKEN)
+    prefixes = () if route in _EMBEDS else prefix_keys(said)
+    return BodyFacts(model=go_string(named), stream=streams, input_tokens=len(said) // BYTES_PER_TOKEN, prefixes=prefixes)
 
 
 def _members(found: dict[str, msgspec.Raw], body: bytes) -> list[Member] | None:
@@ -421,7 +426,7 @@ def _members(found: dict[str, msgspec.Raw], body: bytes) -> list[Member] | None:
         size = len(raw)
         if size >= BLOB_MIN_BYTES and _may_hold_blob(raw):
             return None
-        members.append(Member(key, raw if size <= CAPTURE_MAX_BYTES else None, raw[0], size, 0, 0))
+        members.append(Member(key, raw if size <= CAPTURE_MAX_BYTES else None, raw[0], size, 0, 0, raw[:CAPTURE_MAX_BYTES]))
     return members
 
 
@@ -475,8 +480,18 @@ def _facts(route: Route, members: list[Member]) -> BodyFacts:
         constrained=_constrained(native, last),
         load_only=load_only,
         unload=load_only and route in (Route.CHAT, Route.GENERATE) and _is_zero(last.get("keep_alive")),
+        prefixes=_prefixes(route, last),
         named_once=names <= 1,
     )
+
+
+def _prefixes(route: Route, last: dict[str, Member]) -> tuple[int, ...]:
+    """Of the text that grows from turn to turn; all that a model reads before it must be the same."""
+    main, *others = _TEXT.get(route, ("",))
+    text = last.get(main)
+    if text is None or route in _EMBEDS:
+        return ()
+    return prefix_keys(text.head, [member.head for name in others if (member := last.get(name)) is not None])
 
 
 def _model(route: Route, last: dict[str, Member]) -> str | None:

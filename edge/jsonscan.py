@@ -77,6 +77,8 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     blobs: int
     """Strings in it that are no text (`BLOB_MIN_BYTES`), at any depth."""
     blob_bytes: int
+    head: bytes = b""
+    """How the value begins: its first `CAPTURE_MAX_BYTES`."""
     start: int = -1
     """Where the value begins, counted from the first byte that was fed; -1: not known."""
 
@@ -300,18 +302,18 @@ class Scanner:
         self._captured = self._blobs = self._blob_bytes = 0
 
     def _keep(self, buffer: bytes, until: int) -> None:
+        room = CAPTURE_MAX_BYTES - self._captured
+        if room > 0:
+            self._capture.append(buffer[self._from : min(until, self._from + room)])
         self._captured += until - self._from
-        if self._captured <= CAPTURE_MAX_BYTES:
-            self._capture.append(buffer[self._from : until])
-        else:
-            self._capture.clear()
 
     def _end(self, name: str, buffer: bytes, at: int) -> None:
         self._keep(buffer, at)
         self._counting = False
         size = self._offset + at - self._start
-        raw = b"".join(self._capture) if size <= CAPTURE_MAX_BYTES else None
-        self.members.append(Member(name, raw, self._first, size, self._blobs, self._blob_bytes, self._start))
+        head = b"".join(self._capture)
+        raw = head if size <= CAPTURE_MAX_BYTES else None
+        self.members.append(Member(name, raw, self._first, size, self._blobs, self._blob_bytes, head, self._start))
 
 
 def is_blob(string: bytes) -> bool:

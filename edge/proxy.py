@@ -187,6 +187,7 @@ class Proxy:
                         stream=facts.stream,
                         runner_options=facts.runner_options,
                         input_tokens=facts.input_tokens,
+                        prefixes=facts.prefixes,
                         output_limit=facts.output_limit,
                         constrained=facts.constrained,
                         load_only=facts.load_only,

@@ -91,6 +91,7 @@ class RouterDispatcher:
                 client=arrival.client,
                 stream=True,
                 input_tokens=arrival.input_tokens,
+                prefixes=arrival.prefixes,
                 output_limit=arrival.output_limit,
             )
         )

@@ -7,9 +7,11 @@ requests.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
+from core.affinity import BYTES_PER_TOKEN, FIRST_BYTES
 from core.simulation.prng import Prng
 
 
@@ -37,6 +39,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     conversation: str = ""
     shared_tokens: int | None = None
     """How much of its prompt is that of the last request of its conversation; None: it has none."""
+    prefixes: tuple[int, ...] = ()
+    """What an edge tells of how the prompt begins (`core.affinity`)."""
     output_limit: int | None = None
     """What the router is told of it; the answer has `output_tokens` either way."""
 
@@ -64,6 +68,8 @@ def azure_rows(lines: Iterable[str], *, kind: str) -> Iterator[Row]:
         yield Row(at_s=at_s, input_tokens=int(context), output_tokens=max(1, int(generated)), kind=kind)
 
 
+PREFIX_MAX_TOKENS: Final = 16_384
+"""An edge looks at no more of a prompt's beginning."""
 MOONCAKE_BLOCK: Final = 512
 """Tokens of a prefix block."""
 
@@ -135,10 +141,21 @@ def arrivals(
                 client=f"client-{who.below(clients)}",
                 conversation=conversation,
                 shared_tokens=shared,
+                prefixes=_prefixes(row),
                 output_limit=row.output_limit,
             )
         )
     return out
+
+
+def _prefixes(row: Row) -> tuple[int, ...]:
+    """Checksums of its blocks up to each length that an edge would tell."""
+    found: list[int] = []
+    length = FIRST_BYTES // BYTES_PER_TOKEN
+    while row.block_tokens and length <= min(len(row.blocks) * row.block_tokens, PREFIX_MAX_TOKENS):
+        found.append(crc32(repr(row.blocks[: length // row.block_tokens]).encode()))
+        length *= 2
+    return tuple(found)
 
 
 def _shared(row: Row, before: tuple[int, ...]) -> int:

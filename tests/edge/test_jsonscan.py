@@ -123,7 +123,7 @@ def test_only_two_strangers_fold_to_ascii() -> None:
 
 
 @pytest.mark.parametrize("size", [97, 4096, 1 << 20])
-def test_long_values_are_measured_and_not_kept(size: int) -> None:
+def test_long_values_are_measured_and_only_their_beginning_is_kept(size: int) -> None:
     image = b'"data:image/png;base64,' + b"A" * 100_000 + b'"'
     prose = b'"' + b"word " * 20_000 + b'"'
     escaped = b'"' + b"A" * 50_000 + b"\\n" + b"A" * 50_000 + b'"'
@@ -132,9 +132,9 @@ def test_long_values_are_measured_and_not_kept(size: int) -> None:
     data = b'{"m":[' + b",".join(parts) + b'],"n":1,"k' + b"x" * 20_000 + b'":2,"' + b"k" * 20 + b'":3}'
     members = scan(data, size=size).members
     assert members == [
-        Member("m", None, 0x5B, sum(map(len, parts)) + 5, 1, len(image), 5),
-        Member("n", b"1", 0x31, 1, 0, 0, data.index(b'"n":') + 4),
-        Member("k" * 20, b"3", 0x33, 1, 0, 0, len(data) - 2),
+        Member("m", None, 0x5B, sum(map(len, parts)) + 5, 1, len(image), data[5 : 5 + CAPTURE_MAX_BYTES], 5),
+        Member("n", b"1", 0x31, 1, 0, 0, b"1", data.index(b'"n":') + 4),
+        Member("k" * 20, b"3", 0x33, 1, 0, 0, b"3", len(data) - 2),
     ]
 
 
