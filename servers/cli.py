@@ -19,6 +19,7 @@ from rich.table import Table
 
 from core.errors import ConfigError
 from servers import log, settings, up
+from servers.backup_command import backup, restore
 from servers.coordinator import Coordinator
 from servers.dump_command import dump
 from servers.history_command import history
@@ -189,6 +190,8 @@ def placement(url: str | None, token: str | None) -> None:
 
 
 main.add_command(simulate)
+main.add_command(backup)
+main.add_command(restore)
 main.add_command(dump)
 main.add_command(history)
 main.add_command(keys)

@@ -147,14 +147,14 @@ def export(file: Path, form: str | None, url: str | None, token: str | None, **g
     remote = Remote(url, token)
     given["format"] = form or ("csv" if file.suffix.lower() == ".csv" else "json")
     path = f"{ROOT}/export{_query(remote, given)}"
-    with _to_file(file) as out, remote.stream("GET", path) as answer, _progress(file.name) as advance:
+    with whole_file(file) as out, remote.stream("GET", path) as answer, moving_bar(file.name) as advance:
         for data in answer.iter_bytes():
             out.write(data)
             advance(len(data))
 
 
 @contextmanager
-def _to_file(file: Path) -> Iterator[BinaryIO]:
+def whole_file(file: Path) -> Iterator[BinaryIO]:
     """What is written to it becomes `file`, its owner's alone, once the block has ended well."""
     if str(file) == "-":
         yield sys.stdout.buffer
@@ -173,7 +173,7 @@ def _to_file(file: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[int], None]]:
+def moving_bar(name: str) -> Iterator[Callable[[int], None]]:
     """A bar on standard error. How much will come nobody knows, so it moves without an end."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -74,6 +74,12 @@ def open_engine(url: URL) -> Engine:
     return engine
 
 
+def revision(engine: Engine) -> str:
+    """Which of the migrations this database's tables are of."""
+    with engine.connect() as connection:
+        return str(MigrationContext.configure(connection).get_current_revision())
+
+
 def first_line(error: BaseException) -> str:
     """The driver's own first sentence: no statement, no parameters (they may be prompts)."""
     origin = getattr(error, "orig", None) or error

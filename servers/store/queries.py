@@ -228,6 +228,7 @@ def _shown(row: Row[Any], with_bodies: bool) -> dict[str, Any]:
     record = {
         "number": row.number,
         "id": row.request_id,
+        "coordinator_id": row.coordinator_id,
         "at_ms": row.number >> NUMBER_SHIFT,
         "completed_at_ms": row.completed_at_ms,
         "request_type": row.request_type,

@@ -37,8 +37,9 @@ RECORDS_MAX: Final = 20_000
 PENDING_MAX_BYTES: Final = 64 << 20
 """Bodies that wait; more are dropped, and their records say so."""
 
-WRITE_ERRORS: Final = (SQLAlchemyError, OSError, sqlite3.Error, psycopg.Error)
+DATABASE_ERRORS: Final = (SQLAlchemyError, sqlite3.Error, psycopg.Error)
 """The drivers' own come from the hot insert, where SQLAlchemy does not stand between."""
+WRITE_ERRORS: Final = (*DATABASE_ERRORS, OSError)
 
 
 class Draft(Protocol):
@@ -214,8 +215,8 @@ class Writer:
                     record.bodies = BODY_DROPPED
                     self.written.bodies_dropped += 1
 
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._engine)
+    def _transaction(self) -> "Transaction":
+        return Transaction(self._engine)
 
     def _failed(self, error: BaseException) -> None:
         self.written.failures += 1
@@ -282,7 +283,7 @@ class _Answer:
         return self._value
 
 
-class _Transaction:
+class Transaction:
     """A write transaction. On SQLite the write lock is taken at once: a transaction that starts to read and then writes can fail."""
 
     def __init__(self, engine: Engine) -> None:

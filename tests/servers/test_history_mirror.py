@@ -21,7 +21,7 @@ from servers.store.queries import Filters
 from servers.store.statements import Statements
 from servers.store.store import Store
 from servers.store.tables import bodies, requests
-from servers.store.writer import _Transaction
+from servers.store.writer import Transaction
 from tests.servers.store.databases import NOW, Databases, Ready, record
 from tests.servers.test_history_file import ENTRY
 
@@ -52,7 +52,7 @@ class Importing:
         self.chore = Import(paths, clock=lambda: NOW, retention_days=7, keep=more.pop("keep", _all), **more)
 
     def step(self) -> None:
-        with _Transaction(self.engine) as connection:
+        with Transaction(self.engine) as connection:
             self.chore(connection, self.statements)
 
     def run(self) -> list[str]:
@@ -93,7 +93,7 @@ def test_what_a_failed_transaction_lost_is_imported_again(engine: Engine, tmp_pa
     importing = Importing(engine, path)
     importing.step()
     for _ in range(2):
-        with pytest.raises(sqlite3.OperationalError), _Transaction(engine) as connection:
+        with pytest.raises(sqlite3.OperationalError), Transaction(engine) as connection:
             importing.chore(connection, importing.statements)
             raise sqlite3.OperationalError("disk full")
         importing.statements.forget_ids()

@@ -13,7 +13,7 @@ from core.units import UnixMs
 from servers.store import queries
 from servers.store.queries import BEYOND, Filters, next_piece, numbers_of, one, page
 from servers.store.statements import Statements
-from servers.store.writer import _Transaction
+from servers.store.writer import Transaction
 from tests.servers.store.databases import NOW, Databases, record
 
 MODELS = ("llama3:8b", "llama3:70b", "Qwen_3", "100%", None)
@@ -42,7 +42,7 @@ MADE = some_records()
 def full(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Engine]:
     """A database that holds `MADE`; only read here."""
     with databases.engine(request.param) as engine:
-        with _Transaction(engine) as connection:
+        with Transaction(engine) as connection:
             Statements(engine.dialect.name, "c").insert(connection, MADE)
         yield engine
 

@@ -9,7 +9,7 @@ from servers.store import retention as module
 from servers.store.retention import BUSY_S, IDLE_S, Retention
 from servers.store.statements import RECORD_BYTES, Statements
 from servers.store.tables import bodies, requests
-from servers.store.writer import _Transaction
+from servers.store.writer import Transaction
 from tests.servers.store.databases import NOW, record
 
 SIZE = RECORD_BYTES + len(b'{"model":"m"}{"done":true}[{"node":"node","outcome":"success","ms":5.0}]')
@@ -32,13 +32,13 @@ class Kept:
         self.insert(*self.made)
 
     def insert(self, *records: object) -> None:
-        with _Transaction(self.engine) as connection:
+        with Transaction(self.engine) as connection:
             self.statements.insert(connection, records)  # type: ignore[arg-type]
 
     def run(self) -> int:
         """Slices until there is nothing to do; returns how many did something."""
         for slices in range(100):
-            with _Transaction(self.engine) as connection:
+            with Transaction(self.engine) as connection:
                 pause_s = self.retention(connection, self.statements)
             if pause_s == IDLE_S:
                 return slices
