@@ -205,6 +205,9 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     node_fault: Failure | None = None
     """Set when a cut after the first byte was the node's doing."""
     usage: Usage | None = None
+    """Of the last node alone."""
+    tokens_before: int = 0
+    """Output tokens that came from another node, before this one went on from them."""
     body_bytes: int = 0
     chunks: int = 0
 

@@ -145,7 +145,7 @@ class Request(msgspec.Struct, gc=False):
             self.waited_s * 1000,
             None if self.first_byte_at is None else (self.first_byte_at - self.at) * 1000,
             self.predicted_ms,
-            settled.usage,
+            settled.usage if not settled.tokens_before else _of_both(settled),
             tuple(self.attempts),
             settled.body_bytes,
             settled.chunks,
@@ -193,6 +193,15 @@ class Request(msgspec.Struct, gc=False):
             cold=self.cold,
             service_s=None if self.cold else service_s,
         )
+
+
+def _of_both(settled: Settled) -> Usage | None:
+    """What an answer of two nodes comes to: what the first one said was an answer's, and only for the second one a prompt's."""
+    usage, before = settled.usage, settled.tokens_before
+    if usage is None:
+        return None
+    output = usage.output_tokens + before
+    return msgspec.structs.replace(usage, prompt_tokens=max(0, usage.prompt_tokens - before), output_tokens=output)
 
 
 def begin(event: RequestCame, key: ModelKey | None, ask: Ask, *, number: int, now: Instant) -> Request:

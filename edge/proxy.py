@@ -441,6 +441,7 @@ class _One:
             message=self.resumable.note if resumed and self.resumable is not None else poured.error_text,
             node_fault=failure if failure is None or self._ended is None else self._ended,
             usage=poured.usage,
+            tokens_before=self.resumable.tokens if resumed and self.resumable is not None else 0,
             body_bytes=poured.body_bytes,
             chunks=poured.chunks,
         )

@@ -143,6 +143,11 @@ class Resumable:
 
     # ------------------------------------------------------------ asking for the rest
 
+    @property
+    def tokens(self) -> int:
+        """How many pieces of text the client has from the first node."""
+        return self._sent.tokens
+
     def patches(self) -> list[Patch]:
         """What makes the request one for the rest."""
         text = go_json(self._sent.text)

@@ -34,6 +34,19 @@ def settled(**fields: object) -> Settled:
     return Settled(request_id=RequestId("r"), ending=Ending.SUCCESS, **fields)  # type: ignore[arg-type]
 
 
+# ---------------------------------------------------------------- its record
+
+
+def test_the_record_of_an_answer_of_two_nodes_counts_both_parts() -> None:
+    told = usage(prompt=17, output=30)
+    for before, given, prompt, output in ((7, told, 10, 37), (0, told, 17, 30), (20, told, 0, 50)):
+        found = request().record(Ending.SUCCESS, settled(usage=given, tokens_before=before), now=Instant(12.0)).usage
+        assert found is not None
+        assert (found.prompt_tokens, found.output_tokens, found.eval_ns) == (prompt, output, told.eval_ns)
+    assert request().record(Ending.SUCCESS, settled(tokens_before=7), now=Instant(12.0)).usage is None
+    assert request().sample(settled(usage=told, tokens_before=7), now=Instant(12.0)).output_tokens == 30, "its node said no more"
+
+
 # ---------------------------------------------------------------- what it teaches
 
 

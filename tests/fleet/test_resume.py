@@ -51,7 +51,8 @@ def pieces_of(caller: Caller) -> list[bytes]:
         chunks.append({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         usage = {"prompt_tokens": 10 + asked, "completion_tokens": len(tokens), "total_tokens": 10 + asked + len(tokens)}
         chunks.append({**base, "choices": [], "usage": usage})
-        return [*map(sse, chunks), sse(b"[DONE]")]
+        written = [json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() for chunk in chunks]
+        return [*map(sse, written), sse(b"[DONE]")]
     lines = []
     for token in [*tokens, None]:
         said = (
@@ -164,6 +165,8 @@ async def test_killed_at_every_border_of_a_chunk_the_text_is_whole(path: str, ho
             record = pair.fleet.coordinator.records.newest[-1]
             assert [attempt.outcome for attempt in record.attempts] == ["died", "success"]
             assert "came from another node" in record.message
+            assert record.usage is not None
+            assert (record.usage.output_tokens, record.usage.prompt_tokens) == told
 
 
 @pytest.mark.parametrize("path", PATHS)
