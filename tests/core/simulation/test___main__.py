@@ -1,5 +1,6 @@
 """The command: what it prints, what it keeps, what it plays, and its exit status."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ def test_what_is_no_script_is_said_in_one_line(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "bad").write_text("{", encoding="utf-8")
     assert command.main(["--replay", str(tmp_path / "bad")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+@pytest.mark.parametrize(("script", "status"), [("power-failure.jsonl", 0), ("no-such-file", 2)])
+def test_the_verdict_is_the_exit_status(script: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["simulation", "--replay", str(CORPUS / script)])
+    with pytest.raises(SystemExit) as raised:
+        runpy.run_path(command.__file__, run_name="__main__")
+    assert raised.value.code == status
 
 
 # ---------------------------------------------------------------- dumps of a running router

@@ -7,7 +7,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from core.events import AttemptEnded, Cut, Declined, Effect, Ending, Event, Failure, FirstByte, Forward, Refuse, RequestCame, Settled
+from core.events import (
+    AgentCommanded,
+    AttemptEnded,
+    Command,
+    Cut,
+    Declined,
+    Effect,
+    Ending,
+    Event,
+    Failure,
+    FirstByte,
+    Forward,
+    Refuse,
+    RequestCame,
+    Settled,
+)
 from core.router import Router
 from core.simulation import script
 from core.simulation.actors import Answer, Connection
@@ -190,3 +205,28 @@ def test_a_cut_may_have_the_node_unload_before_the_attempt_is_over() -> None:
     assert sum(isinstance(effect, Forward) for effect in done) == 3
     world.shell._unloaded(SimpleNamespace(over=True), "its client left meanwhile")  # type: ignore[arg-type]
     assert len(of(AttemptEnded, seen)) == 1
+
+
+def test_a_client_that_is_not_served_cannot_leave() -> None:
+    _, seen = run([*asks(1), (6.0, Leave(request=99)), (90.0, Leave(request=0))])
+    assert [settled.ending for settled in of(Settled, seen)] == [Ending.SUCCESS]
+
+
+def test_a_cut_that_comes_before_its_attempt_began_ends_it_as_it_begins() -> None:
+    options = msgspec.structs.replace(CALM, nodes=1, slots=1)
+    world = played([*asks(2, gap_s=0.1, output_tokens=2000), (1e5, Leave(request=0))], options=options)
+    seen = watched(world)
+    while 1 not in world.shell.servings:
+        world.step()
+    waiting = world.shell.servings[1]
+    world.shell._put(waiting, Cut(request_id=waiting.request_id, reason="nothing of it runs"))
+    assert (waiting.cut, waiting.early_cut) == (None, None)
+    while not any(isinstance(answer, Forward) for answer in waiting.answers):
+        world.step()
+    assert waiting.connection is None, "it was told, and did not act yet"
+    (agent,) = world.shell.router.agents()
+    world.shell.apply(AgentCommanded(agent_id=agent.id, command=Command.DISCONNECT_NOW))
+    assert waiting.early_cut is not None
+    while not waiting.over and not of(AttemptEnded, seen):
+        world.step()
+    assert [(ended.request_id, ended.failure) for ended in of(AttemptEnded, seen)] == [(waiting.request_id, Failure.VANISHED)]
