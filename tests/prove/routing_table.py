@@ -34,6 +34,7 @@ UNANSWERED_MAX = 3000
 ENDLESS_S = 1e9
 """How long a request that was refused waits."""
 
+ADVISED = ("auto", "auto+advice", "auto+plan")
 FEW = ("metrics", "least-outstanding", "warm+spill", "auto")
 
 
@@ -53,7 +54,8 @@ def tables() -> list[Table]:
     mixed = fleet_file.mixed()
     return [
         Table(name="mixed", fleet=mixed),
-        Table(name="mixed-poisson", fleet=mixed, poisson=True, strategies=(*STRATEGIES, "auto+advice", "auto+plan")),
+        Table(name="mixed-poisson", fleet=mixed, poisson=True),
+        Table(name="advice", fleet=mixed, poisson=True, strategies=ADVISED, loads=(0.35, 0.9)),
         Table(name="mooncake", fleet=mixed, form="mooncake", strategies=FEW, loads=(0.2, 0.35, 0.5, 0.7)),
         Table(name="equal-nodes", fleet=fleet_file.homogeneous(), strategies=FEW, loads=(0.35, 0.5, 0.7, 0.9)),
         Table(name="one-slot", fleet=fleet_file.mixed(slots=1), strategies=FEW, loads=(0.2, 0.35, 0.5)),
@@ -237,7 +239,7 @@ def bars(table: Table, found: dict[tuple[str, float], list[Summary]]) -> list[st
     elif table.name == "regrouping":
         for percent in (50, 95, 99):
             bar(f"metrics / auto at 0.35, p{percent}", ratio("metrics", 0.35, percent), 1)
-    else:
+    elif table.name == "advice":
         better = mean(found["auto", 0.9], 95) / max(mean(found["auto+plan", 0.9], 95), 1e-9)
         bar("auto / auto+plan at 0.9, p95", better, 1.5)
     return out

@@ -45,7 +45,7 @@ def test_bars_that_are_met_and_missed() -> None:
         "MISSED: mixed: 10 / loads per 1000 of auto at 0.35 0.91, at least 1"
     ]
     assert any("stable" in line for line in bars(mixed, figures(mixed, unstable=True)) if line.startswith("MISSED"))
-    for name in ("mooncake", "equal-nodes", "one-slot", "mixed-poisson", "regrouping"):
+    for name in ("mooncake", "equal-nodes", "one-slot", "advice", "regrouping"):
         assert bars(named(name), figures(named(name)))
 
 
