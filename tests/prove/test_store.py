@@ -28,7 +28,7 @@ from tests.servers.store.databases import Databases
 
 pytestmark = pytest.mark.prove
 
-KILLS = 10
+KILLS = int(os.environ.get("KILLS", "10"))
 CLIENTS = 8
 LOST_S = 0.25
 """What a crash may lose (contract 6)."""
@@ -54,7 +54,7 @@ def place() -> Iterator[Path]:
 
 
 class Coordinator:
-    """A coordinator as a process without privileges, and what it logged.
+    """A coordinator as a process, without privileges where modes of files matter, and what it logged.
 
     Where root runs the tests (its Python may lie where no other user comes), the process is root's without any capability: the mode of a
     file or directory binds it as it binds everybody.
@@ -74,7 +74,7 @@ class Coordinator:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "servers.cli", "serve"]
-        if os.getuid() == 0:
+        if os.getuid() == 0 and self.database.startswith("sqlite"):  # PostgreSQL's private socket is another user's
             command = [needed("setpriv", "util-linux"), "--bounding-set=-all", "--inh-caps=-all", *command]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self._environ, cwd=ROOT
@@ -173,6 +173,7 @@ async def test_what_completed_250_ms_before_a_kill_is_there_and_once(kind: str, 
     dice = random.Random(6)
     database = databases.setting(kind)
     ended: dict[str, float] = {}
+    kept: set[str] = set()
 
     async def client(coordinator: Coordinator) -> None:
         while True:
@@ -182,7 +183,7 @@ async def test_what_completed_250_ms_before_a_kill_is_there_and_once(kind: str, 
 
     async with serving(ScriptedNode(answer)) as (port,):
         for number in range(KILLS):
-            before = len(ended)
+            ended.clear()
             async with running(place, database, port) as coordinator, trio.open_nursery() as nursery:
                 for _ in range(CLIENTS):
                     nursery.start_soon(client, coordinator)
@@ -191,10 +192,14 @@ async def test_what_completed_250_ms_before_a_kill_is_there_and_once(kind: str, 
                 coordinator.end(signal.SIGKILL)
                 nursery.cancel_scope.cancel()
             found = await trio.to_thread.run_sync(coordinator.recorded)
-            missing = [round(killed_at - at, 3) for name, at in ended.items() if killed_at - at > LOST_S and name not in set(found)]
-            print(f"{kind} kill {number + 1}: {len(ended) - before} answered, {len(found)} records")
-            assert not missing, f"lost, by seconds before the kill: {missing}"
+            ages = [round(killed_at - at, 3) for name, at in ended.items() if name not in set(found)]
+            print(
+                f"{kind}, kill {number + 1}: {len(ended)} answered, {len(ages)} lost, the oldest {max(ages, default=0)} s before the kill"
+            )
+            assert max(ages, default=0) <= LOST_S
             assert len(set(found)) == len(found)
+            assert kept <= set(found)
+            kept = set(found)
 
 
 async def test_on_a_full_disk_requests_go_on_and_history_comes_back(place: Path) -> None:
