@@ -15,6 +15,9 @@ from pathlib import Path
 
 from tests.house.tree import COVERAGE_PERCENT_MIN, ROOT, modules, own_tests
 
+IGNORES = "--ignores"
+"""Print, for pytest, what it may leave to this."""
+
 
 def measure(module: Path) -> str:
     """What is wrong with the coverage of `module`; "" when nothing is."""
@@ -44,7 +47,15 @@ def measure(module: Path) -> str:
     return f"{module}: its own tests reach {figures}; missing lines {found['missing_lines']}, branches {found['missing_branches']}"
 
 
+def owned() -> list[str]:
+    """The test files that this runs: `make test` need not run them twice."""
+    return sorted({str(path) for module in modules("core") for path in own_tests(module) if (ROOT / path).is_file()})
+
+
 def main() -> int:
+    if sys.argv[1:] == [IGNORES]:
+        print("\n".join(f"--ignore={path}" for path in owned()))
+        return 0
     chosen = [Path(name) for name in sys.argv[1:]] or modules("core")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         faults = [fault for fault in pool.map(measure, chosen) if fault]

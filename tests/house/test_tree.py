@@ -8,6 +8,7 @@ import pytest
 
 from agent import config as agent_settings
 from servers import settings as coordinator_settings
+from tests.house.coverage_by_module import owned
 from tests.house.tree import ROOMS, ROOT, dotted, files, mirror_of, modules, own_tests
 
 FUNCTION_LINES_MAX = 70
@@ -93,3 +94,8 @@ def test_a_part_of_the_tests_belongs_to_the_module_with_the_longest_name_that_fi
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / page.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_what_is_left_to_the_measuring_of_coverage_is_run_there() -> None:
+    measured = {path for module in modules("core") for path in own_tests(module)}
+    assert {Path(path) for path in owned()} == measured
