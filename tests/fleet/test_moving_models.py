@@ -7,12 +7,13 @@ from typing import Any
 import ollama
 import pytest
 import trio
+from trio.testing import MockClock
 
 from agent.simulated.models import SimulatedModel, guessed_model
 from agent.simulated.registry import Failure, Registry
 from agent.simulated.server import SimulatedOllama
-from tests.fleet.fleet import Fleet, open_fleet
-from tests.fleet.rawhttp import ask, wait_until
+from tests.fleet.fleet import Fleet, ScriptedNode, open_fleet, serving
+from tests.fleet.rawhttp import Caller, Handler, ask, wait_until
 
 SMALL = "llama3.2:3b"
 NEW = SimulatedModel(name="fresh:1b", size_bytes=40_000_000, digest="f" * 64)
@@ -235,6 +236,54 @@ async def test_an_unload_reaches_every_node_where_the_model_is_loaded() -> None:
             with trio.fail_after(10):
                 while (await ask(node.port, "GET", "/api/ps")).json()["models"]:  # noqa: ASYNC110
                     await trio.sleep(0.02)
+
+
+async def test_success_is_believed_only_when_the_nodes_list_shows_the_model(fast_clock: MockClock) -> None:
+    async def says_so(caller: Caller) -> None:
+        await caller.begin_chunks()
+        await caller.chunk(b'{"status":"pulling manifest"}\n{"status":"pulling aaa","digest":"sha256:aaa","total":100,"completed":100}\n')
+        await caller.chunk(b'{"status":"success"}\n')
+        await caller.end_chunks()
+
+    node = ScriptedNode(says_so)
+    async with serving(node), open_fleet({"alpha": node.port}) as fleet:
+        lines = (await fleet.ask("POST", "/api/pull", {"model": "fresh:1b"}, patience_s=900)).lines()
+        assert "alpha: the node said success, but does not list the model" in lines[-1]["error"]
+        assert {"status": "success"} not in lines
+        assert (await fleet.ask("POST", "/api/pull", {"model": "m"})).lines()[-1] == {"status": "success"}
+
+
+async def test_a_node_works_on_one_thing_at_a_time_and_nodes_do_not_wait_for_each_other() -> None:
+    begun: list[str] = []
+    at_once = dict.fromkeys(NODES, 0)
+    most = dict.fromkeys(NODES, 0)
+    gates = {name: trio.Event() for name in NODES}
+
+    def script(name: str) -> Handler:
+        async def work(caller: Caller) -> None:
+            begun.append(f"{name} {caller.method} {caller.target}")
+            at_once[name] += 1
+            most[name] = max(most[name], at_once[name])
+            await gates[name].wait()
+            at_once[name] -= 1
+            await caller.answer(b'{"status":"success"}')
+
+        return work
+
+    nodes = {name: ScriptedNode(script(name), models=("m:latest", "n:latest")) for name in NODES}
+    async with (
+        serving(*nodes.values()),
+        open_fleet({name: node.port for name, node in nodes.items()}) as fleet,
+        trio.open_nursery() as nursery,
+    ):
+        for body in ({"model": "m"}, {"model": "n"}):
+            nursery.start_soon(fleet.ask, "POST", "/api/pull", body)
+        await wait_until(lambda: len(begun) == len(NODES), what="one thing on each node")
+        gates["alpha"].set()
+        await wait_until(lambda: len(begun) > len(NODES), what="alpha to go on")
+        assert begun[len(NODES) :] == ["alpha POST /api/pull"]
+        nursery.cancel_scope.cancel()
+    assert set(most.values()) == {1}
 
 
 async def test_the_policy_places_models_and_removes_what_it_placed_alone() -> None:
