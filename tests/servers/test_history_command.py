@@ -13,10 +13,12 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from agent.simulated.server import SimulatedOllama
 from servers.cli import main
 from servers.history_command import ROOT
 from tests.fleet.fleet import Fleet, ScriptedNode, answer_well, chat, last_line, line, open_fleet, serving
 from tests.fleet.rawhttp import Caller
+from tests.fleet.test_history import STREAMS
 
 RECORD = {
     "id": "r[red]1", "timestamp": "2026-01-31T12:00:00Z", "completed_at": "2026-01-31T12:00:01Z", "request_type": "chat",
@@ -103,11 +105,16 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+async def written(fleet: Fleet) -> None:
+    """Until every record is in the database."""
+    await fleet.wait_settled()
+    await trio.to_thread.run_sync(fleet.coordinator.memory.store.writer.ask, lambda connection: None)
+
+
 async def recorded(fleet: Fleet, **body: Any) -> str:
     """The id of a chat, once it is in the database."""
     answer = await fleet.ask("POST", "/api/chat", chat(**body))
-    await fleet.wait_settled()
-    await trio.to_thread.run_sync(fleet.coordinator.memory.store.writer.ask, lambda connection: None)
+    await written(fleet)
     return answer.headers["x-request-id"]
 
 
@@ -141,6 +148,7 @@ async def test_a_request_is_sent_again_byte_for_byte(fleet: Fleet) -> None:
     assert (result.exit_code, result.stdout) == (0, "one\n")
     whole = await run(fleet, "replay", await recorded(fleet, stream=False))
     assert whole.stdout == "one\n"
+    await written(fleet)
     records = (await fleet.ask("GET", ROOT)).json()["records"]
     found = [(await fleet.ask("GET", f"{ROOT}/{one['id']}")).json()["request_body"] for one in records]
     assert found.count(chat(content="é  \u2028 spaces")) == 2
@@ -172,11 +180,24 @@ async def test_what_was_not_kept_whole_is_not_sent_again() -> None:
         assert "no record has this id" in (await run(fleet, "replay", "unknown")).stderr
         assert len(node.seen) == 1
         off = (await fleet.ask("POST", "/api/chat", chat(), headers={"X-Router-History": "off"})).headers["x-request-id"]
-        await fleet.wait_settled()
-        await trio.to_thread.run_sync(fleet.coordinator.memory.store.writer.ask, lambda connection: None)
+        await written(fleet)
         assert "no bodies were kept" in (await run(fleet, "replay", off)).stderr
 
 
 def test_a_router_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     result = invoke("export", str(tmp_path / "x"), "--url", "http://127.0.0.1:1")
     assert (result.exit_code, result.stderr.startswith("Error: no router answers at")) == (1, True)
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_the_text_of_every_protocols_stream_is_printed(path: str) -> None:
+    node = SimulatedOllama(models=["m"])
+    async with node.serve(), open_fleet([node.port]) as fleet:
+        answer = await fleet.ask("POST", path, {"model": "m", "stream": True, **STREAMS[path][0]})
+        await written(fleet)
+        result = await run(fleet, "replay", answer.headers["x-request-id"])
+        await written(fleet)
+        said = json.loads((await fleet.ask("GET", ROOT)).body)["records"]
+        again = (await fleet.ask("GET", f"{ROOT}/{said[0]['id']}")).json()
+        text, _, _ = STREAMS[path][1](again["response_body"])
+        assert (len(said), result.stdout.split()) == (2, text.split())
