@@ -299,7 +299,7 @@ class Dispatcher:
         came, cached = request.came, _NOTHING_CACHED
         if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:  # those who wait are looked at by kinds
             cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
-        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, cached)
+        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, cached, self._registry.news.count)
         choice = self._strategy.choose(request.ask, nodes, load, now=now)
         request.cached_tokens = cached.get(choice.agent.id, 0) if cached else 0
         request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
@@ -382,7 +382,7 @@ class Dispatcher:
             size = inventory.installed[key].size_bytes
             load_us = self._speeds.rates(agent.id, key, size_bytes=size, slots=agent.slots_for(key)).load_us
             self.stirred = self.stirred or reload or bool(inventory.loading)  # who waits for this model may go with it now
-            inventory.loading[key] = Loading(now, load_us / MICROS_PER_S, request.ask.options)
+            inventory.begins(key, Loading(now, load_us / MICROS_PER_S, request.ask.options))
             self.loads += 1
             effects.append(Count(name="loads_total", labels={"agent": agent.name}))
 

@@ -43,6 +43,15 @@ class Loading(msgspec.Struct, frozen=True, gc=False):
     """Runner options that it will run with."""
 
 
+class News:
+    """How often some model came, or began to come, into the memory of some node that shares it."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Inventory:
     """Of one node."""
 
@@ -57,6 +66,7 @@ class Inventory:
         "loaded_at",
         "loaded_rows",
         "loading",
+        "news",
         "options",
         "raises",
         "resident",
@@ -82,6 +92,8 @@ class Inventory:
         self.raises = False
         """`ROUTER_RAISE_CONTEXT`: a request for a smaller context than the loaded one is raised to it."""
         self.loading: dict[ModelKey, Loading] = {}
+        self.news = News()
+        """The fleet's, once the node belongs to one."""
         self._reported: dict[ModelKey, None] = {}
         self._reported_digests: dict[str, None] = {}
         self._seen: dict[ModelKey, tuple[Instant, bool]] = {}
@@ -134,9 +146,16 @@ class Inventory:
         known = self.options.get(key)
         if known is None or known != options:
             self._other_options(key, options, now)
-        self.resident[key] = None
+        if key not in self.resident:
+            self.resident[key] = None
+            self.news.count += 1
         if self.loading:
             self.loading.pop(key, None)
+
+    def begins(self, key: ModelKey, loading: Loading) -> None:
+        """The router makes it load the model."""
+        self.loading[key] = loading
+        self.news.count += 1
 
     def saw_unloaded(self, key: ModelKey, *, now: Instant) -> None:
         """The node was told to unload it, or its runner is known to be gone."""
@@ -199,6 +218,8 @@ class Inventory:
         for key in self.resident:
             if key not in resident:
                 self._forget_runner(key)
+        if not resident.keys() <= self.resident.keys():
+            self.news.count += 1
         self.resident = resident
 
 

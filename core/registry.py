@@ -34,6 +34,7 @@ from core.events import (
     Registered,
     SettingsChanged,
 )
+from core.inventory import News
 from core.leases import Expiry
 from core.lifecycle import AgentInput, AgentState
 from core.messages import Registration
@@ -87,7 +88,7 @@ class Registry:
         self._ready: tuple[Agent, ...] | None = None
         self._holders: dict[ModelKey, tuple[Agent, ...]] = {}
         self._out: dict[ModelKey, Mapping[str, str]] = {}
-        self.changes = Changes()
+        self.changes, self.news = Changes(), News()
 
     # ------------------------------------------------------------ asking
 
@@ -103,6 +104,8 @@ class Registry:
         """Those that may be given requests, in a stable order."""
         if self._ready is None:
             self._ready = tuple(agent for agent in self._agents.values() if agent.state is AgentState.READY)
+            for agent in self._ready:
+                agent.inventory.news = self.news
         return self._ready
 
     def holders(self, key: ModelKey) -> tuple[Agent, ...]:

@@ -16,6 +16,7 @@ Only `auto` holds requests back for a free slot; the others forward at once, as 
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 CPU_BUSY_PERCENT: Final = 80.0
 ROWS_MAX: Final = 8
 """Candidates that are kept for an explanation."""
+MANY: Final = 64
+"""Among more nodes than that not every one is looked at for every request."""
+WARM_MAX: Final = 4096
+"""Models."""
 PRICED_MAX: Final = 64
 """Nodes whose loads are compared with what they push out, the cheapest loads first: 20 µs each. In fleets of up to so many the choice is
 exact."""
@@ -41,6 +46,8 @@ METRIC_SCALE: Final = 1000
 """`metrics` scores in thousandths, so that they are integers."""
 
 _NOTHING_KNOWN: Final[Mapping[AgentId, Rates]] = {}
+
+_score_of_row = itemgetter(1)
 
 Row = tuple["Agent", int, int, int, int, int]
 """Node, score, and up to four parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
@@ -71,6 +78,8 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     """Number of requests per node that wait for it and come before this one."""
     cached: Mapping[AgentId, int] = {}
     """Nodes that know a part of its prompt: how many tokens (`core.affinity`)."""
+    news: int | None = None
+    """Number that rises whenever a model comes into some node's memory (`core.inventory.News`); None: nobody counts."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -88,6 +97,11 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     there is no such node."""
     spared: bool = False
     """Whether some node that has the model loaded with other options would have been as good, were a reload free."""
+
+
+_Warm = tuple[int, Sequence["Agent"], Sequence["Agent"], Rates]
+"""The news when it was made; the nodes in question; those that have a model in memory, or are loading it; and half of what the others
+cost at least (they may turn out to be faster)."""
 
 
 class Strategy(abc.ABC):
@@ -163,12 +177,47 @@ class Auto(Strategy):
     def __init__(self, speeds: Speeds, displacement: "Displacement | None" = None) -> None:
         self._speeds = speeds
         self._displacement = displacement
+        self._warm: dict[ModelKey, _Warm] = {}
+        """Kept only for speed, as long as nothing came."""
 
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
-        """One pass over the nodes, on integers: this runs for every request."""
-        key, options, on, of_model, ahead = ask.key, ask.options, load.on, load.of_model, load.ahead
+        """Among many nodes first those that have the model in memory: one of them that has room and costs less than any load is the best
+        of all."""
+        key = ask.key
         if key is None or not ask.needs_slot:
             return self._light(ask, nodes, load)
+        if len(nodes) > MANY and load.news is not None:
+            warm = self._warm.get(key)
+            if warm is None or warm[0] != load.news or warm[1] is not nodes:
+                warm = self._warm[key] = self._find_warm(key, nodes, load.news)
+                if len(self._warm) > WARM_MAX:
+                    del self._warm[next(iter(self._warm))]
+            if 0 < len(warm[2]) < len(nodes):
+                choice = self._among(key, ask, warm[2], load, now)
+                least = warm[3].load_us + (ask.input_tokens * warm[3].prefill_ns + ask.output_tokens * warm[3].decode_ns) // 1000
+                if choice.room and min(map(_score_of_row, choice.rows)) < least:
+                    return choice
+        return self._among(key, ask, nodes, load, now)
+
+    def _find_warm(self, key: ModelKey, nodes: Sequence["Agent"], news: int) -> _Warm:
+        warm = tuple(node for node in nodes if key in node.inventory.resident or key in node.inventory.loading)
+        left = set(warm)
+        cold = [
+            self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots_for(key))
+            for node in nodes
+            if node not in left
+        ]
+        least = Rates(
+            prefill_ns=min((rates.prefill_ns for rates in cold), default=0) // 2,
+            decode_ns=min((rates.decode_ns for rates in cold), default=0) // 2,
+            overhead_us=0,
+            load_us=min((rates.load_us for rates in cold), default=0) // 2,
+        )
+        return news, nodes, warm, least
+
+    def _among(self, key: ModelKey, ask: Ask, nodes: Sequence["Agent"], load: Load, now: Instant) -> Choice:
+        """One pass over the nodes, on integers: this runs for every request."""
+        options, on, of_model, ahead = ask.options, load.on, load.of_model, load.ahead
         known, input_tokens, output_tokens = self._speeds.known.get(key, _NOTHING_KNOWN), ask.input_tokens, ask.output_tokens
         cached = load.cached
         rows: list[Row] = []

@@ -1,5 +1,6 @@
 """What a node holds and has in memory: rows of any shape, and which of two sources is believed."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -211,3 +212,21 @@ def test_a_model_that_is_removed_is_forgotten() -> None:
     assert inventory.resident == {}
     inventory.report_installed([row("a"), row("b")])
     assert inventory.resident == {}
+
+
+def test_news_are_counted_when_something_comes_into_memory_only() -> None:
+    inventory = Inventory()
+    inventory.report_installed([{"name": "m"}, {"name": "n"}])
+    key, other = normalise("m"), normalise("n")
+    counts = [inventory.news.count]
+    for step in (
+        lambda: inventory.begins(key, Loading(Instant(1.0), 5.0)),
+        lambda: inventory.saw_loaded(key, "", now=Instant(2.0)),
+        lambda: inventory.saw_loaded(key, "", now=Instant(3.0)),
+        lambda: inventory.report_loaded([{"name": "m"}], asked_at=Instant(4.0), now=Instant(4.0)),
+        lambda: inventory.report_loaded([{"name": "m"}, {"name": "n"}], asked_at=Instant(5.0), now=Instant(5.0)),
+        lambda: inventory.saw_unloaded(other, now=Instant(6.0)),
+    ):
+        step()
+        counts.append(inventory.news.count)
+    assert [after - before for before, after in pairwise(counts)] == [1, 1, 0, 0, 1, 0]

@@ -17,7 +17,7 @@ from core.learning import Sample, Speeds
 from core.leases import Held
 from core.lifecycle import AgentState
 from core.names import normalise
-from core.scoring import PRICED_MAX, ROWS_MAX, Ask, Auto, Choice, LeastBusy, Load, RoundRobin, SeedMetrics, best_first, strategy
+from core.scoring import MANY, PRICED_MAX, ROWS_MAX, Ask, Auto, Choice, LeastBusy, Load, RoundRobin, SeedMetrics, best_first, strategy
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId, UnixMs
 from tests.core.routing import World, answer, node_of
 
@@ -417,3 +417,43 @@ def test_of_very_many_loads_only_the_cheapest_are_priced() -> None:
     choice = Auto(Speeds(RouterConfig()), Counting(prices)).choose(ask(), nodes, load(), now=NOW)
     assert choice.agent.name == "n7"
     assert len(priced) == PRICED_MAX
+
+
+class Herd:
+    """More nodes than are looked at one by one; every tenth has the model in memory."""
+
+    def __init__(self) -> None:
+        self.nodes = tuple(node(f"n{index}", loaded=index % 10 == 0, slots=2) for index in range(MANY + 10))
+        self.auto = Auto(Speeds(RouterConfig()))
+
+    def both(self, counts: Mapping[str, int], *, news: int = 1) -> tuple[Choice, Choice]:
+        """With the short cut and without."""
+        given = load(counts)
+        short = Load(given.on, given.of_model, given.ahead, {}, news)
+        return self.auto.choose(ask(), self.nodes, short, now=NOW), self.auto.choose(ask(), self.nodes, given, now=NOW)
+
+
+@given(st.dictionaries(st.integers(0, MANY + 9), st.integers(1, 12), max_size=30), st.integers(0, 12))
+def test_among_many_nodes_the_short_cut_chooses_no_worse(busy: dict[int, int], warm: int) -> None:
+    herd = Herd()
+    counts = {**{f"n{index}": warm for index in range(0, MANY + 10, 10) if warm}, **{f"n{index}": n for index, n in busy.items()}}
+    short, full = herd.both(counts)
+    assert short.room == full.room
+    chosen = [next(row[1] for row in choice.rows if row[0] is choice.agent) for choice in (short, full)]
+    assert chosen[0] == chosen[1]
+
+
+def test_among_many_nodes_it_is_noticed_what_came_into_memory() -> None:
+    herd = Herd()
+    short, full = herd.both({})
+    assert len(short.rows) < len(full.rows)
+    herd.nodes[1].inventory.saw_loaded(M, "", now=NOW)
+    counts = {f"n{index}": 1 for index in range(0, MANY + 10, 10)}
+    assert herd.both(counts, news=2)[0].agent.name == "n1"
+
+
+def test_the_warm_ones_of_so_many_models_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.scoring.WARM_MAX", 0)
+    herd = Herd()
+    assert herd.both({})[0].room
+    assert herd.auto._warm == {}
