@@ -99,6 +99,7 @@ class Memory:
         self._records = settings.history_retention_days > 0
         self.mirror: Mirror | None = None
         """Of the newest records, to be run; None: there is none."""
+        self.importing: Import | None = None
         if self._records:
             self._take_over(settings, data_dir / history_file.FILE)
         self._saved_use: dict[str, tuple[Any, ...]] = {}
@@ -114,8 +115,10 @@ class Memory:
 
     def _take_over(self, settings: Settings, file: Path) -> None:
         """Import an earlier router's history, then perhaps mirror the newest records to its file."""
-        importing = Import(
-            [file, Path(os.path.expanduser("~/.ollama-router")) / history_file.FILE],
+        home = Path(os.path.expanduser("~/.ollama-router"))
+        is_anothers = home != file.parent and (home / COORDINATOR_FILE).exists()  # its file is that coordinator's mirror
+        importing = self.importing = Import(
+            [file] if is_anothers else [file, home / history_file.FILE],
             clock=clock.unix_ms,
             retention_days=settings.history_retention_days,
             keep=self.history.restrict,

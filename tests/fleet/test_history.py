@@ -11,7 +11,7 @@ import trio
 from agent.simulated.server import SimulatedOllama
 from servers.clock import rfc3339, unix_ms
 from tests.fleet.fleet import Fleet, ScriptedNode, chat, line, open_fleet, serving
-from tests.fleet.rawhttp import Caller, Hangup
+from tests.fleet.rawhttp import Caller, Hangup, wait_until
 
 ROOT = "/api/dashboard/request-responses"
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -197,6 +197,25 @@ async def test_an_earlier_routers_history_is_taken_over_as_the_operator_wants_bo
         if state == "redacted":
             assert found["request_body"].pop("image").startswith("[image/png, ")
         assert found["request_body"] == body
+
+
+@pytest.mark.parametrize("of_another", [False, True])
+async def test_the_file_in_the_home_directory_is_taken_unless_another_coordinator_lives_there(
+    of_another: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = trio.Path(tmp_path / ".ollama-router")
+    await place.mkdir()
+    await (place / "request_history.json").write_text(json.dumps([{**EARLIER, "timestamp": rfc3339(unix_ms())}]))
+    if of_another:
+        await (place / "coordinator-id").write_text("another")
+    node = SimulatedOllama(models=["m"])
+    async with node.serve(), open_fleet([node.port]) as fleet:
+        importing = fleet.coordinator.memory.importing
+        assert importing is not None
+        await wait_until(lambda: importing.done, within_s=20, what="the import")
+        found = (await fleet.ask("GET", ROOT)).json()["records"]
+        assert [one["id"] for one in found] == ([] if of_another else ["earlier"])
 
 
 async def test_the_newest_records_are_mirrored_to_a_file(tmp_path: Path) -> None:
