@@ -22,6 +22,9 @@ MISSED_MAX: Final = 100.0
 """A hot model counts as missed so often, at most. Both are far above the 10 s and 3 of routing.md. Tried on the whole Azure traces at 0.35
 of the bound, mean of three seeds, p95 and loads per 1,000: 30 s and 30 times 6.6 s and 11, 60 s and 30 times 6.6 s and 7.5, 90 s and 100
 times 6.3 s and 5.0, 120 s and 30 times 7.3 s and 6.6."""
+MANY: Final = 64
+COUNTED_S: Final = 1.0
+"""Among more nodes than `MANY` it is counted so often which models they have in memory, among fewer at each instant."""
 UNLOAD_US: Final = 1_000_000
 """From the unload to the memory being free again (typically 0.5 to 1.5 s)."""
 
@@ -103,7 +106,7 @@ class Displacement:
         return price
 
     def _elsewhere(self, key: ModelKey, now: Instant) -> int:
-        """How many nodes have the model in memory; counted once per instant."""
+        """How many nodes have the model in memory; counted once per instant, or now and then."""
         self._start_counting(now)
         known = self._replicas.get(key)
         if known is None:
@@ -111,7 +114,8 @@ class Displacement:
         return known
 
     def _start_counting(self, now: Instant) -> None:
-        if now != self._asked_at:
+        since = self._asked_at
+        if since is None or (now != since and (now - since > COUNTED_S or len(self._ready()) <= MANY)):
             self._asked_at = now
             self._replicas = {}
             self._runners = {}

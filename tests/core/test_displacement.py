@@ -231,3 +231,18 @@ def test_a_report_of_another_context_lets_those_go_who_fit_it() -> None:
     world.poll(node, loaded=[{**row("m"), "context_length": 2048}])
     assert isinstance(answer(world.ask("r2"), "r2"), Wait), "the runner has other options"
     assert node_of(world.poll(node, loaded=[{**row("m"), "context_length": 4096}]), "r2") == node
+
+
+@pytest.mark.parametrize(("many", "seen"), [(0, [1, 1, 2]), (64, [1, 2, 2])])
+def test_in_a_large_fleet_it_is_counted_now_and_then_who_has_a_model(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, many: int, seen: list[int]
+) -> None:
+    monkeypatch.setattr("core.displacement.MANY", many)
+    one_has, other = (fleet.router._registry.get(fleet.node(name, *loaded)) for name, loaded in (("a", (HOT,)), ("b", ())))
+    assert one_has is not None
+    assert other is not None
+    prices = Displacement(Speeds(RouterConfig()), Heat(), ready=lambda: (one_has, other), in_flight=lambda _: {})
+    found = [prices._elsewhere(normalise(HOT), Instant(100.0))]
+    other.inventory.saw_loaded(normalise(HOT), "", now=Instant(100.0))
+    found += [prices._elsewhere(normalise(HOT), Instant(at)) for at in (100.5, 101.5)]
+    assert found == seen

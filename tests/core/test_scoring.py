@@ -422,8 +422,8 @@ def test_of_very_many_loads_only_the_cheapest_are_priced() -> None:
 class Herd:
     """More nodes than are looked at one by one; every tenth has the model in memory."""
 
-    def __init__(self) -> None:
-        self.nodes = tuple(node(f"n{index}", loaded=index % 10 == 0, slots=2) for index in range(MANY + 10))
+    def __init__(self, *, every: int = 10) -> None:
+        self.nodes = tuple(node(f"n{index}", loaded=index % every == 0, slots=2) for index in range(1, MANY + 11))
         self.auto = Auto(Speeds(RouterConfig()))
 
     def both(self, counts: Mapping[str, int], *, news: int = 1) -> tuple[Choice, Choice]:
@@ -433,14 +433,32 @@ class Herd:
         return self.auto.choose(ask(), self.nodes, short, now=NOW), self.auto.choose(ask(), self.nodes, given, now=NOW)
 
 
-@given(st.dictionaries(st.integers(0, MANY + 9), st.integers(1, 12), max_size=30), st.integers(0, 12))
+@given(st.dictionaries(st.integers(1, MANY + 10), st.integers(1, 12), max_size=30), st.integers(0, 12))
 def test_among_many_nodes_the_short_cut_chooses_no_worse(busy: dict[int, int], warm: int) -> None:
     herd = Herd()
-    counts = {**{f"n{index}": warm for index in range(0, MANY + 10, 10) if warm}, **{f"n{index}": n for index, n in busy.items()}}
+    counts = {**{f"n{index}": warm for index in range(10, MANY + 11, 10) if warm}, **{f"n{index}": n for index, n in busy.items()}}
     short, full = herd.both(counts)
     assert short.room == full.room
     chosen = [next(row[1] for row in choice.rows if row[0] is choice.agent) for choice in (short, full)]
     assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_among_many_nodes_alike_there_is_no_short_cut(every: int) -> None:
+    herd = Herd(every=every)
+    for _ in range(2):
+        short, full = herd.both({})
+        assert short.rows == full.rows
+
+
+def test_a_node_that_knows_the_prompt_has_less_work() -> None:
+    nodes, given = [node("a"), node("b")], load()
+    auto = Auto(Speeds(RouterConfig()))
+    knows = Load(given.on, given.of_model, given.ahead, {AgentId("b"): 3000})
+    rows = auto.choose(ask(prompt=4000), nodes, knows, now=NOW).rows
+    alone = auto.choose(ask(prompt=1000), nodes, given, now=NOW).rows
+    assert rows[1][2] == pytest.approx(alone[1][2], abs=1)
+    assert rows[0][2] > rows[1][2]
 
 
 def test_among_many_nodes_it_is_noticed_what_came_into_memory() -> None:
@@ -448,8 +466,8 @@ def test_among_many_nodes_it_is_noticed_what_came_into_memory() -> None:
     short, full = herd.both({})
     assert len(short.rows) < len(full.rows)
     herd.nodes[1].inventory.saw_loaded(M, "", now=NOW)
-    counts = {f"n{index}": 1 for index in range(0, MANY + 10, 10)}
-    assert herd.both(counts, news=2)[0].agent.name == "n1"
+    counts = {f"n{index}": 1 for index in range(10, MANY + 11, 10)}
+    assert herd.both(counts, news=2)[0].agent.name == "n2"
 
 
 def test_the_warm_ones_of_so_many_models_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
