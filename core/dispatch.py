@@ -33,7 +33,7 @@ from core.obstacles import Obstacles
 from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
-from core.scoring import ROWS_MAX, Choice, Load, Row, Strategy, best_first
+from core.scoring import MANY, ROWS_MAX, Choice, Load, Row, Strategy, best_first
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
 from core.views import Candidate, Decision
 
@@ -48,8 +48,6 @@ BURST_S: Final = 4.0
 SHORTEST_WAIT_S: Final = 0.001
 """A deadline lies ahead, whatever rounding has made of what is left."""
 
-
-_NOTHING_CACHED: Final[Mapping[AgentId, int]] = {}
 
 _TRYING: Final = Phase.TRYING  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
 _WAITING: Final = Phase.WAITING
@@ -296,12 +294,11 @@ class Dispatcher:
 
     def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], *, now: Instant) -> Choice:
         ledger = self.ledger
-        came, cached = request.came, _NOTHING_CACHED
-        if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:  # those who wait are looked at by kinds
-            cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
-        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, cached, self._registry.news.count)
+        came = request.came
+        if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:
+            request.cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
+        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, request.cached, self._registry.news.count)
         choice = self._strategy.choose(request.ask, nodes, load, now=now)
-        request.cached_tokens = cached.get(choice.agent.id, 0) if cached else 0
         request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
         if request.predicted_ms is None:
             request.predicted_ms = choice.start_us / 1000
@@ -407,6 +404,8 @@ class Dispatcher:
             cost = Micros(choice.work_us if choice is not None else 1)
             burst = round(BURST_S * MICROS_PER_S) * len(self._registry.ready())
             place = self.queue.new_place(request.client, cost=cost, number=request.number, burst=burst)
+        if request.cached and len(self._registry.ready()) > MANY:
+            request.cached = {}  # that would make too many kinds
         left_s = max(self._config.queue_timeout_s - request.waited_s, SHORTEST_WAIT_S)
         self.queue.push(request.id, request.client, place, deadline=Instant(now + left_s))
         request.phase = Phase.WAITING

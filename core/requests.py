@@ -4,6 +4,7 @@ Decides texts, and what an ended request teaches; never where it goes. `core.dis
 """
 
 import enum
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -20,7 +21,7 @@ from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId
 BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's own words (two spaces): clients know them."""
 
-Kind = tuple[ModelKey | None, str, bool, bool, tuple[AgentId, ...]]
+Kind = tuple[ModelKey | None, str, bool, bool, tuple[AgentId, ...], tuple[tuple[AgentId, int], ...]]
 
 _EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
 _NS_PER_S: Final = 1_000_000_000
@@ -94,8 +95,8 @@ class Request(msgspec.Struct, gc=False):
     """Whether it was held back to spare a runner with other options."""
     beside: int = 0
     """How many requests for its model were on the node when it was sent there, itself included."""
-    cached_tokens: int = 0
-    """How much of its prompt the node of the present attempt is believed to know."""
+    cached: Mapping[AgentId, int] = {}
+    """Nodes that were believed to know the beginning of its prompt when it was placed, and how many tokens of it."""
     leaks: int = 0
     """How often it was taken off a node because it seemed to hang on a leaked slot."""
     refused_by: list[Agent] = []
@@ -117,7 +118,8 @@ class Request(msgspec.Struct, gc=False):
     def kind(self) -> Kind:
         """Requests of one kind have the same nodes to choose from, and cost about the same there."""
         out = tuple(sorted((*self.tried, *self.busy))) if self.tried or self.busy else ()
-        return (self.key, self.ask.options, self.ask.needs_slot, self.ask.capped, out)
+        knows = tuple(self.cached.items()) if self.cached else ()
+        return (self.key, self.ask.options, self.ask.needs_slot, self.ask.capped, out, knows)
 
     def end_attempt(self, outcome: str, *, now: Instant) -> None:
         """Note how the present attempt ended."""
@@ -184,7 +186,9 @@ class Request(msgspec.Struct, gc=False):
         if not self.ask.output_tokens and not usage.prompt_ns and not self.cold:
             prefill_s = service_s
         return Sample(
-            prompt_tokens=0 if self.cached_tokens else usage.prompt_tokens,  # what was known was not read: no measure of speed
+            prompt_tokens=0
+            if self.agent is not None and self.agent.id in self.cached
+            else usage.prompt_tokens,  # what was known was not read: no measure of speed
             output_tokens=output if self.ask.output_tokens else 0,
             output_told=told,
             prefill_s=prefill_s,

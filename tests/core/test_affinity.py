@@ -1,11 +1,13 @@
 """Which node knows how a prompt begins; what that is worth, and what it is not."""
 
+import pytest
+
 from core.affinity import HOMES_MAX, Affinity
 from core.agents import Agent
 from core.events import Forward, Upstream, Usage
 from core.lifecycle import AgentState
 from core.names import normalise
-from core.units import AgentId, Instant, UnixMs
+from core.units import AgentId, Instant, RequestId, UnixMs
 from tests.core.routing import World, one
 
 M = normalise("m")
@@ -105,3 +107,44 @@ def test_what_was_known_teaches_no_speed() -> None:
     where = ask(world, "stranger")
     world.serve("stranger", usage=Usage(prompt_tokens=4000, output_tokens=1, total_ns=3 * 10**9, prompt_ns=3 * 10**9, eval_ns=10**7))
     assert world.router._speeds.rates(where, M, size_bytes=0, slots=4).prefill_ns != before
+
+
+def full() -> tuple[World, list[AgentId]]:
+    """Two nodes whose slots are taken; the conversations 1 and 2 were on the one and the other."""
+    world = World(queue_per_client=100)
+    for name in ("one", "two"):
+        world.backend(name, "m", loaded=("m",), slots=2)
+    homes = [ask(world, f"turn{number}", (number, number + 10, number + 20)) for number in (1, 2)]
+    for number in (1, 2):
+        world.serve(
+            f"turn{number}", usage=Usage(prompt_tokens=4000, output_tokens=50, total_ns=10**9, prompt_ns=5 * 10**8, eval_ns=5 * 10**8)
+        )
+    for number in range(4):
+        ask(world, f"busy{number}")
+    return world, homes
+
+
+def waiting_for(world: World) -> dict[str, AgentId | None]:
+    return {request_id: world.router._requests[request_id].plan for request_id in world.router._dispatcher.queue.in_order()}
+
+
+def test_who_waits_waits_for_the_node_that_knows_its_prompt() -> None:
+    world, homes = full()
+    assert len(set(homes)) == 2
+    for number in (1, 2):
+        world.ask(f"next{number}", input_tokens=4000, prefixes=(number, number + 10, number + 20))
+    assert list(waiting_for(world).values()) == homes
+    world.tick()
+    assert list(waiting_for(world).values()) == homes
+    kinds = world.router._dispatcher._kinds
+    assert len(kinds) == 2
+    effects = world.settle("busy0")
+    assert one(effects, Forward).lease.agent_id in homes
+    assert len(kinds) == 1
+
+
+def test_in_a_large_fleet_who_waits_is_like_everybody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.dispatch.MANY", 1)
+    world, _ = full()
+    world.ask("next", input_tokens=4000, prefixes=(1,))
+    assert world.router._requests[RequestId("next")].cached == {}
