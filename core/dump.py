@@ -56,7 +56,7 @@ class Dump(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def frames(snapshot: Snapshot, steps: Sequence[Step], *, version: str, made_at: str) -> Iterator[bytes]:
-    """The file, piece by piece: each piece is well under a millisecond of work."""
+    """The file, piece by piece: each piece is a short step of work."""
     yield FIRST_LINE + _frame({"version": version, "made_at": made_at})
     nodes = 0
     for part in pack(snapshot):
