@@ -5,7 +5,7 @@ is optional, so an older agent is understood. Invariant: `decode(any bytes, T)` 
 """
 
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -13,6 +13,18 @@ from core.errors import RemoteError
 from core.transfer import Layer
 
 PROTOCOL_VERSION = 1
+
+ENDINGS_MAX = 1000
+"""Reports in one message of endings: a millisecond's work to read."""
+
+COUNT_MAX = 1 << 53
+"""What JSON's users can count to exactly."""
+
+ENDING_TEXT_MAX = 4096
+"""Characters of an ending's message."""
+
+Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Milliseconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
 T = TypeVar("T")
 
@@ -140,6 +152,49 @@ class PullReportsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     stop: list[str] = []
 
 
+class EndingReport(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """How a request that came through nginx ended at the gateway of its node. Bounds are checked while it is read: there are thousands.
+
+    With a `status` of 400 and more its edge asks elsewhere, or passes the answer on: what the client gets is not decided by it.
+    """
+
+    request_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    ending: Literal["success", "error", "cancelled"]
+    status: Annotated[int, msgspec.Meta(ge=0, le=999)] = 200
+    """HTTP status that the caller got; 0 when none was sent."""
+    message: Annotated[str, msgspec.Meta(max_length=ENDING_TEXT_MAX)] = ""
+    node_fault: Annotated[str, msgspec.Meta(max_length=40)] | None = None
+    """A `core.events.Failure`, when it was the node's doing; a word that is not known yet means `died`."""
+    prompt_tokens: Amount = 0
+    output_tokens: Amount = 0
+    total_ns: Amount = 0
+    """Durations as Ollama told them; 0 when it did not."""
+    load_ns: Amount = 0
+    prompt_ns: Amount = 0
+    eval_ns: Amount = 0
+    body_bytes: Amount = 0
+    """Of the answer's body, as the caller got it."""
+    chunks: Amount = 0
+    ttft_ms: Milliseconds | None = None
+    """From the request to the first body byte of its answer, both at the gateway; None when none came."""
+    duration_ms: Milliseconds = 0.0
+    """From the request to its end, at the gateway."""
+
+
+class EndingReports(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /api/agents/:id/endings`: what ended and is not confirmed yet, oldest first. One may come twice."""
+
+    reports: Annotated[list[EndingReport], msgspec.Meta(max_length=ENDINGS_MAX)]
+    dropped: Amount = 0
+    """Reports that this run of the agent has given up because there were too many."""
+
+
+class EndingReportsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer confirms all that came; what the coordinator does not know (it began anew) it has dropped."""
+
+    taken: int = 0
+
+
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /api/agents/:id/metrics` (seed)."""
 
@@ -211,9 +266,6 @@ _NOT_NEGATIVE = (
     "disk_free_bytes",
 )  # fmt: skip
 
-_COUNT_MAX = 1 << 53
-"""What JSON's users can count to exactly."""
-
 
 def _check(message: object) -> None:
     """Values that JSON allows and the world does not."""
@@ -223,8 +275,8 @@ def _check(message: object) -> None:
             raise RemoteError(f"{name} must be between 0 and 100, not {value}", status=422)
     for name in _NOT_NEGATIVE:
         value = getattr(message, name, None)
-        if value is not None and not 0 <= value <= _COUNT_MAX:
-            raise RemoteError(f"{name} must be between 0 and {_COUNT_MAX}", status=422)
+        if value is not None and not 0 <= value <= COUNT_MAX:
+            raise RemoteError(f"{name} must be between 0 and {COUNT_MAX}", status=422)
     if isinstance(message, Registration):
         _check_registration(message)
     if isinstance(message, AgentSettings):

@@ -25,7 +25,16 @@ from core.events import (
     SettingsChanged,
     Upstream,
 )
-from core.messages import AgentSettings, Heartbeat, HeartbeatAnswer, Metrics, Registration, RegistrationAnswer
+from core.messages import (
+    AgentSettings,
+    EndingReports,
+    EndingReportsAnswer,
+    Heartbeat,
+    HeartbeatAnswer,
+    Metrics,
+    Registration,
+    RegistrationAnswer,
+)
 from core.units import AgentId, ModelKey
 from core.views import AgentView
 from servers import clock
@@ -36,6 +45,9 @@ from servers.settings import SLOTS_MAX, parse_upstream, upstream_name
 
 SHOWN_INLINE: Final = 50
 """Longer lists become JSON in a worker thread."""
+
+ENDINGS_AT_ONCE: Final = 64
+"""Endings that are taken in one step; each costs some 20 µs."""
 
 STATUSES: Final = ("online", "offline", "pending")
 HEARTBEAT_MAX_S: Final = 10.0
@@ -110,6 +122,20 @@ def _add_reporting(app: QuartTrio, web: Web) -> None:
         await web.access.check(Area.AGENT, caller(), agent_id=agent.id)
         one(web.driver.apply(MetricsCame(agent_id=agent.id, metrics=numbers, now_unix=clock.unix_ms())))
         return empty()
+
+    @app.post("/api/agents/<agent_id>/endings")
+    async def take_endings(agent_id: str) -> Response:
+        reports = (await read(EndingReports)).reports
+        agent = _agent(web, agent_id)
+        await web.access.check(Area.AGENT, caller(), agent_id=agent.id)
+        for at in range(0, len(reports), ENDINGS_AT_ONCE):
+            some = reports[at : at + ENDINGS_AT_ONCE]
+            if web.endings is not None:
+                web.endings(agent.id, some)
+            else:
+                web.metrics.count("ollama_router_endings_unknown_total", {}, len(some))
+            await trio.lowlevel.checkpoint()
+        return reply(EndingReportsAnswer(taken=len(reports)))
 
 
 def _registration_answer(web: Web, answer: Registered, *, known_as: AgentId | None, gateway: bool) -> RegistrationAnswer:

@@ -19,8 +19,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from core.errors import RemoteError
 from core.events import Declined, Effect, Protocol
-from core.messages import decode
-from core.units import MIB
+from core.messages import EndingReport, decode
+from core.units import MIB, AgentId
 from edge.headers import error_body, go_json
 from servers import clock
 from servers.access import Access, Area, Caller, folded
@@ -66,6 +66,9 @@ OUR_PREFIXES: Final = (
     "/api/dashboard/",
 )  # fmt: skip
 
+Endings = Callable[[AgentId, list[EndingReport]], None]
+"""Takes what an agent says about endings at its gateway; what is about no request of that agent's is dropped there."""
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -86,6 +89,8 @@ class Web:
     secret: bytes
     """What the listener shows with every request it passes on."""
     listening: Callable[[], bool] = field(default=lambda: True)
+    endings: Endings | None = None
+    """None: there is no nginx edge, so nothing can be known of what is reported."""
 
 
 def make_app(web: Web) -> QuartTrio:

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from core import messages
 from core.errors import RemoteError
-from core.messages import AgentSettings, Heartbeat, HeartbeatAnswer, Metrics, Registration, RegistrationAnswer
+from core.messages import (
+    AgentSettings,
+    EndingReport,
+    EndingReports,
+    EndingReportsAnswer,
+    Heartbeat,
+    HeartbeatAnswer,
+    Metrics,
+    Registration,
+    RegistrationAnswer,
+)
 
 REGISTRATION: dict[str, Any] = {
     "machine_name": "gpu-1", "ip_address": "192.168.1.5", "ollama_version": "0.33.0", "ollama_port": 11434, "gpu_available": True,
@@ -18,7 +28,17 @@ REGISTRATION: dict[str, Any] = {
 }  # fmt: skip
 HEARTBEAT: dict[str, Any] = {"agent_id": "a", "cpu_usage": 12.5, "memory_usage": 50}
 METRICS: dict[str, Any] = {"cpu_usage": 1, "memory_usage": 2}
-KINDS: list[type[Any]] = [Registration, RegistrationAnswer, Heartbeat, HeartbeatAnswer, Metrics, AgentSettings]
+ENDING: dict[str, Any] = {"request_id": "r", "ending": "success"}
+KINDS: list[type[Any]] = [
+    Registration,
+    RegistrationAnswer,
+    Heartbeat,
+    HeartbeatAnswer,
+    Metrics,
+    AgentSettings,
+    EndingReports,
+    EndingReportsAnswer,
+]
 
 
 def refused(data: bytes, kind: type[Any]) -> tuple[int, str]:
@@ -34,7 +54,15 @@ def body(known: dict[str, Any], **changed: Any) -> bytes:
 
 @pytest.mark.parametrize(
     ("kind", "known"),
-    [(Registration, REGISTRATION), (Heartbeat, HEARTBEAT), (Metrics, METRICS), (AgentSettings, {}), (HeartbeatAnswer, {})],
+    [
+        (Registration, REGISTRATION),
+        (Heartbeat, HEARTBEAT),
+        (Metrics, METRICS),
+        (AgentSettings, {}),
+        (HeartbeatAnswer, {}),
+        (EndingReports, {"reports": [ENDING]}),
+        (EndingReportsAnswer, {}),
+    ],
 )
 def test_a_message_comes_back_as_it_was(kind: type[msgspec.Struct], known: dict[str, Any]) -> None:
     message = messages.decode(json.dumps(known).encode(), kind)
@@ -122,6 +150,37 @@ def test_impossible_values_are_422_and_named(kind: type[Any], known: dict[str, A
     status, text = refused(body(known, **{field: value}), kind)
     assert status == 422
     assert field in text
+
+
+def test_an_ending_says_only_what_there_is_to_say() -> None:
+    assert json.loads(messages.encode(EndingReports(reports=[EndingReport(**ENDING)]))) == {"reports": [ENDING], "dropped": 0}
+    told = {
+        **ENDING, "ending": "error", "status": 502, "message": "it died", "node_fault": "died", "prompt_tokens": 1, "output_tokens": 2,
+        "total_ns": 3, "load_ns": 4, "prompt_ns": 5, "eval_ns": 6, "body_bytes": 7, "chunks": 8, "ttft_ms": 9.5, "duration_ms": 10.5,
+    }  # fmt: skip
+    (report,) = messages.decode(json.dumps({"reports": [told]}).encode(), EndingReports).reports
+    assert msgspec.structs.asdict(report) == told
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_id", ""), ("request_id", "x" * 201), ("ending", "unknown"), ("status", 1000), ("status", -1), ("message", "x" * 4097),
+        ("node_fault", "x" * 41), ("prompt_tokens", -1), ("output_tokens", (1 << 53) + 1), ("total_ns", 1.5), ("load_ns", -1),
+        ("prompt_ns", -1), ("eval_ns", 1 << 60), ("body_bytes", -1), ("chunks", -1), ("ttft_ms", -0.5), ("duration_ms", -1),
+        ("duration_ms", 1e300),
+    ],
+)  # fmt: skip
+def test_endings_have_bounds(field: str, value: Any) -> None:
+    status, text = refused(json.dumps({"reports": [ENDING, ENDING | {field: value}]}).encode(), EndingReports)
+    assert status == 400
+    assert text.endswith(f".{field}`")
+
+
+def test_so_many_endings_are_one_message() -> None:
+    reports = [ENDING] * messages.ENDINGS_MAX
+    assert len(messages.decode(json.dumps({"reports": reports}).encode(), EndingReports).reports) == messages.ENDINGS_MAX
+    assert refused(json.dumps({"reports": [*reports, ENDING]}).encode(), EndingReports)[0] == 400
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 256])

@@ -9,8 +9,10 @@ import trio
 
 from core.config import RouterConfig
 from core.events import Effect, NodePolled, RequestCame, Route
+from core.messages import EndingReport
 from core.units import AgentId, Instant, RequestId
 from servers import clock
+from servers.api.agents import ENDINGS_AT_ONCE
 from servers.settings import Settings
 from tests.servers.house import ADMIN, REGISTRATION, STRANGER, House, row
 
@@ -223,6 +225,7 @@ async def test_commands(house: House) -> None:
         ("POST", "/api/agents/{}/disconnect", None),
         ("POST", "/api/agents/{}/approve", None),
         ("POST", "/api/agents/{}/metrics", {"cpu_usage": 1, "memory_usage": 1}),
+        ("POST", "/api/agents/{}/endings", {"reports": []}),
         ("GET", "/api/requests/{}/why", None),
     ],
 )
@@ -364,6 +367,27 @@ async def test_a_wrong_method_on_a_path_of_ours(house: House) -> None:
     assert (await house.ask("GET", "/api/agents/x/nosuch")).headers["Content-Type"].startswith("application/json")
 
 
+async def test_reports_of_endings_go_to_who_knows_the_requests(house: House) -> None:
+    first = await house.register(machine_name="alpha", agent_api_port=5)
+    second = await house.register(machine_name="beta", agent_api_port=6)
+    path, token = f"/api/agents/{first['agent_id']}/endings", first["agent_token"]
+    reports = [{"request_id": f"r{number}", "ending": "success", "output_tokens": number} for number in range(ENDINGS_AT_ONCE + 1)]
+    unknown = await house.ask("POST", path, {"reports": reports}, token=token, **STRANGER)
+    assert (unknown.status, unknown.json) == (200, {"taken": ENDINGS_AT_ONCE + 1})
+    assert f"ollama_router_endings_unknown_total {ENDINGS_AT_ONCE + 1}.0" in (await house.ask("GET", "/metrics")).body.decode()
+    taken: list[tuple[str, list[EndingReport]]] = []
+    house.web.endings = lambda agent_id, some: taken.append((agent_id, some))
+    assert (await house.ask("POST", path, {"reports": reports}, token=token, **STRANGER)).json == {"taken": ENDINGS_AT_ONCE + 1}
+    assert [(agent_id, len(some)) for agent_id, some in taken] == [(first["agent_id"], ENDINGS_AT_ONCE), (first["agent_id"], 1)]
+    assert [report.output_tokens for _, some in taken for report in some] == list(range(ENDINGS_AT_ONCE + 1))
+    taken.clear()
+    for wrong in ("wrong", second["agent_token"]):
+        assert (await house.ask("POST", path, {"reports": reports}, token=wrong, **STRANGER)).status == 401
+    assert (await house.ask("POST", path, {"reports": reports * 20}, token=token)).status == 400
+    assert (await house.ask("POST", path, {"reports": [{"request_id": "r", "ending": "lost"}]}, token=token)).status == 400
+    assert taken == []
+
+
 # ---------------------------------------------------------------- who may ask
 
 
@@ -385,6 +409,7 @@ MANAGEMENT = [
 ]  # fmt: skip
 AGENTS_OWN = [
     ("POST", "/api/health"), ("POST", "/api/agents/<agent_id>/metrics"), ("POST", "/api/agents/<agent_id>/tasks"), ("POST", "/api/agents"),
+    ("POST", "/api/agents/<agent_id>/endings"),
 ]  # fmt: skip
 OLLAMAS_MANAGEMENT = [("POST", "/api/pull"), ("DELETE", "/api/delete"), ("POST", "/api/copy")]
 REFUSED = [
