@@ -79,6 +79,8 @@ class HistoryRecord(msgspec.Struct, kw_only=True, gc=False):
     response_body: bytes | None = None
     bodies: str = BODY_OFF
     """One of `BODY_STATES`, for both bodies: the worse one's."""
+    observed_start_ms: float | None = None
+    """When its node began to read the prompt, as `predicted_start_ms` foretold it, since it came."""
 
 
 def number_of(at_ms: UnixMs, count: int, coordinator: int = 0) -> int:

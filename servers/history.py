@@ -94,6 +94,7 @@ class Draft:
             request_body=request_body,
             response_body=response_body,
             bodies=bodies,
+            observed_start_ms=record.observed_start_ms,
         )
 
     def _bodies(self) -> tuple[bytes | None, bytes | None, str]:

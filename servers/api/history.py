@@ -36,8 +36,8 @@ PAGING: Final = ("page", "per_page", "sort")
 
 COLUMNS: Final = (
     "id", "timestamp", "completed_at", "request_type", "path", "model", "agent_id", "agent_name", "client", "key_id", "status", "message",
-    "http_status", "duration_ms", "queue_ms", "ttft_ms", "predicted_start_ms", "prompt_tokens", "output_tokens", "load_ms", "attempts",
-    "edge", "chunks", "body_bytes", "bodies", "request_body", "response_body",
+    "http_status", "duration_ms", "queue_ms", "ttft_ms", "predicted_start_ms", "observed_start_ms", "prompt_tokens", "output_tokens",
+    "load_ms", "attempts", "edge", "chunks", "body_bytes", "bodies", "request_body", "response_body",
 )  # fmt: skip
 """Of a CSV export, and the order of a record's fields."""
 
@@ -75,7 +75,9 @@ def add_routes(app: QuartTrio, web: Web) -> None:
         found = await store.read(lambda c: queries.one(c, request_id))
         if found is None:
             raise RemoteError("no record has this id", status=404)
-        return reply(_shown(found))
+        agent_id = found["agent_id"]
+        agent = None if agent_id is None else web.driver.router.known(agent_id)
+        return reply({**_shown(found), "agent_address": None if agent is None else agent.upstream.host})
 
     @app.get(f"{_ROOT}/export")
     @guarded(web, Area.MANAGEMENT)

@@ -21,6 +21,8 @@ from servers.store.statements import Statements
 from servers.store.writer import Transaction
 
 FORMAT: Final = "ollama-router backup 1"
+OLDER_TABLES: Final = ("0001",)
+"""Of earlier versions of this program: what their records do not say has a default."""
 BATCH: Final = 200
 _BROKEN: Final = (OSError, EOFError, zlib.error, msgspec.MsgspecError)
 
@@ -155,7 +157,7 @@ def _check(engine: Engine, first: bytes) -> None:
     if head.format != FORMAT:
         raise ConfigError("a newer version of this program made this backup: restore it with that version")
     ours = revision(engine)
-    if head.tables != ours:
+    if head.tables != ours and head.tables not in OLDER_TABLES:
         raise ConfigError(
             f"this backup is of tables {head.tables}, this program's are {ours}: restore it with the version that made it, "
             "then start this one, which brings the tables up to date"

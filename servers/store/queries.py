@@ -245,6 +245,7 @@ def _shown(row: Row[Any], with_bodies: bool) -> dict[str, Any]:
         "queue_ms": row.queue_ms,
         "ttft_ms": row.ttft_ms,
         "predicted_start_ms": row.predicted_start_ms,
+        "observed_start_ms": row.observed_start_ms,
         "prompt_tokens": row.prompt_tokens,
         "output_tokens": row.output_tokens,
         "load_ms": row.load_ms,

@@ -124,6 +124,7 @@ class Statements:
             record.body_bytes,
             kept_bytes,
             _BODIES[record.bodies],
+            record.observed_start_ms,
         )
 
     def _learn(self, connection: Connection, records: Sequence[HistoryRecord]) -> None:

@@ -56,6 +56,7 @@ requests: Final = Table(
     Column("body_bytes", BigInteger, nullable=False),
     Column("kept_bytes", BigInteger, nullable=False),
     Column("bodies", SmallInteger, nullable=False),
+    Column("observed_start_ms", Float),
     Index("requests_by_id", "request_id"),
     Index("requests_by_model", "model_id", "status", "number"),
     Index("requests_by_status", "status", "number"),

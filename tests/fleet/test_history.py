@@ -75,6 +75,18 @@ async def test_a_stream_is_recorded_as_one_answer_with_its_counts(fleet: Fleet, 
     assert [attempt["outcome"] for attempt in found["attempts"]] == ["success"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_observed_start_stands_beside_the_predicted_one(fleet: Fleet, stream: bool) -> None:
+    answer = await fleet.chat(stream=stream)
+    found = await newest(fleet)
+    why = (await fleet.ask("GET", f"/api/requests/{answer.headers['x-request-id']}/why")).json()
+    assert found["predicted_start_ms"] is not None
+    assert 0 <= found["observed_start_ms"] <= found["duration_ms"]
+    assert (why["predicted_start_ms"], why["observed_start_ms"]) == (found["predicted_start_ms"], found["observed_start_ms"])
+    assert found["agent_address"] == "127.0.0.1"
+    assert "agent_address" not in (await fleet.ask("GET", ROOT)).json()["records"][0]
+
+
 async def test_an_answer_that_is_whole(fleet: Fleet) -> None:
     answer = await fleet.chat(stream=False)
     found = await newest(fleet)

@@ -24,7 +24,7 @@ RECORD = {
     "id": "r[red]1", "timestamp": "2026-01-31T12:00:00Z", "completed_at": "2026-01-31T12:00:01Z", "request_type": "chat",
     "path": "/api/chat", "model": "m\x1b[31m", "agent_id": "a", "agent_name": "node", "client": "10.0.0.1", "key_id": None,
     "status": "error", "message": "[bold]cut", "http_status": 200, "duration_ms": 1500.0, "queue_ms": 0.0, "ttft_ms": 20.0,
-    "predicted_start_ms": None, "prompt_tokens": 3, "output_tokens": 4, "load_ms": 0.0,
+    "predicted_start_ms": 12.0, "observed_start_ms": 15.5, "prompt_tokens": 3, "output_tokens": 4, "load_ms": 0.0,
     "attempts": [{"node": "node", "outcome": "success", "ms": 5.0}], "edge": "embedded", "chunks": 3, "body_bytes": 10, "bodies": "whole",
 }  # fmt: skip
 BODIES = {"request_body": {"model": "m", "prompt": "one\ttwo\u009b"}, "response_body": "no \x1b json\nof two lines"}
@@ -72,7 +72,15 @@ def test_filters_go_to_the_coordinator_under_its_names(asked: list[str]) -> None
 def test_one_record_is_shown_with_its_bodies_and_without_escapes(asked: list[str]) -> None:
     output = invoke("show", "r[red]1").output
     assert asked == [f"{ROOT}/r%5Bred%5D1"]
-    for text in ("r[red]1", "key id", "node: success, 5 ms", '"prompt": "one\\ttwo?"', "no ? json\nof two lines"):
+    for text in (
+        "r[red]1",
+        "predicted start ms  12.0",
+        "observed start ms   15.5",
+        "key id",
+        "node: success, 5 ms",
+        '"prompt": "one\\ttwo?"',
+        "no ? json\nof two lines",
+    ):
         assert text in output
     assert "\x1b" not in output
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 from typing import Any
 
 import pytest
@@ -50,7 +51,13 @@ def saved(engine: Engine) -> io.BytesIO:
 def test_everything_comes_back_in_either_database(engine: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 3)
     odd = record(NOW + 1, model=None, agent_id=None, agent_name=None, request_body=None, response_body=None, ttft_ms=None, bodies="off")
-    fill(engine, *(record(NOW + 10 + number, request_body=b"\xff\0" * number) for number in range(7)), odd, one=b"\0\xff", two=b"{}")
+    fill(
+        engine,
+        *(record(NOW + 10 + number, request_body=b"\xff\0" * number, observed_start_ms=float(number)) for number in range(7)),
+        odd,
+        one=b"\0\xff",
+        two=b"{}",
+    )
     fill(engine, record(NOW + 2), by="another", three=b"3")
     told: list[int] = []
     out = io.BytesIO()
@@ -89,9 +96,20 @@ def test_what_is_no_whole_backup_changes_nothing(engine: Engine, databases: Data
         assert held(empty) == ([], set())
 
 
+def test_a_backup_of_the_first_tables_comes_back(engine: Engine, databases: Databases) -> None:
+    fill(engine, record(NOW, observed_start_ms=7.0), record(NOW + 1), one=b"1")
+    lines = [json.loads(one) for one in gzip.decompress(saved(engine).getvalue()).splitlines()]
+    assert {one["record"].pop("observed_start_ms") for one in lines if "record" in one} == {7.0, None}
+    lines[0]["tables"] = "0001"
+    older = io.BytesIO(gzip.compress(b"".join(json.dumps(one).encode() + b"\n" for one in lines)))
+    with databases.engine(engine.dialect.name) as empty:
+        assert restore(empty, older) == Counts(things=1, records=2)
+        assert held(empty)[0] == [{**one, "observed_start_ms": None} for one in held(engine)[0]]
+
+
 def test_other_versions_are_refused_with_a_sentence(engine: Engine) -> None:
     for head, says in (
-        (b'{"format":"ollama-router backup 1","tables":"0999"}', "is of tables 0999, this program's are 0001"),
+        (b'{"format":"ollama-router backup 1","tables":"0999"}', "is of tables 0999, this program's are 0002"),
         (b'{"format":"ollama-router backup 2","tables":"0001"}', "a newer version of this program made this backup"),
     ):
         with pytest.raises(ConfigError, match=says):
