@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,11 +75,16 @@ _FINAL = {
 }  # fmt: skip
 
 
+def small_answer() -> str:
+    """What a node says to a request for the small model."""
+    return _line(SMALL, "Because of Rayleigh scattering.", **_FINAL)
+
+
 def _chat(model: str) -> str:
     """The nginx directives that answer `/api/chat` as a node with `model` would."""
     last = _line(model, "", **_FINAL)
     if model == SMALL:
-        return f"default_type 'application/json; charset=utf-8'; return 200 '{_line(model, 'Because of Rayleigh scattering.', **_FINAL)}';"
+        return f"default_type 'application/json; charset=utf-8'; return 200 '{small_answer()}';"
     first = f"echo '{_line(model, ' sky')}'; echo_flush;"
     if model == IDLE:
         return f"default_type application/x-ndjson; {first} echo_sleep 600; echo '{last}';"
@@ -187,10 +192,17 @@ class Bench:
         pages = int(Path(f"/proc/{self.router.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def router_cpu_s(self) -> tuple[float, float]:
+        """What the coordinator has computed so far, itself and in the kernel, in seconds; all of its threads."""
+        told = Path(f"/proc/{self.router.pid}/stat").read_text().rpartition(")")[2].split()
+        tick = os.sysconf("SC_CLK_TCK")
+        return int(told[11]) / tick, int(told[12]) / tick
+
 
 @contextmanager
-def all_running(place: Path) -> Iterator[Bench]:
-    """Nodes, plain nginx and the coordinator, the latter with every node ready. `place` is an empty directory."""
+def all_running(place: Path, settings: Mapping[str, str] | None = None) -> Iterator[Bench]:
+    """Nodes, plain nginx and the coordinator, the latter with every node ready. `place` is an empty directory; `settings`: more of the
+    coordinator's."""
     ports = Ports({name: free_port() for name in NODES})
     nodes = "".join(_node(port, NODES[name]) for name, port in ports.nodes.items())
     small = [ports.nodes["small-1"], ports.nodes["small-2"]]
@@ -203,6 +215,7 @@ def all_running(place: Path) -> Iterator[Bench]:
     environ = {
         **os.environ, "ROUTER_HOST": "127.0.0.1", "ROUTER_PORT": str(ports.router), "ROUTER_DATA_DIR": str(place / "data"),
         "OLLAMA_BACKENDS": backends, "ROUTER_LOG_LEVEL": "warning", "ROUTER_QUEUE_PER_CLIENT": "1024",
+        **(settings or {}),
     }  # fmt: skip
     with _nginx(place, "nodes", nodes, workers=1), _nginx(place, "proxy", proxies, workers=2):
         for port in ports.nodes.values():
@@ -230,6 +243,7 @@ class Load:
     requests_per_s: float
     p50_ms: float
     p99_ms: float
+    requests: int
 
 
 _UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
@@ -251,6 +265,7 @@ def wrk(place: Path, port: int, model: str, *, connections: int, seconds: int) -
         raise RuntimeError(f"{url} ({model}) did not serve all requests:\n{said}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
     p50, p99 = (re.search(rf"\s{percent}%\s+([\d.]+)(us|ms|s)", said) for percent in (50, 99))
-    if rate is None or p50 is None or p99 is None:
+    requests = re.search(r"(\d+) requests in", said)
+    if rate is None or p50 is None or p99 is None or requests is None:
         raise RuntimeError(f"wrk said something else than usual:\n{said}")
-    return Load(float(rate[1]), *(float(found[1]) * _UNITS[found[2]] for found in (p50, p99)))
+    return Load(float(rate[1]), *(float(found[1]) * _UNITS[found[2]] for found in (p50, p99)), requests=int(requests[1]))
