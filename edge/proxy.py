@@ -1,13 +1,10 @@
-"""One request of a client, top to bottom: ask the router, send, relay, try elsewhere, settle.
+"""Requests of clients as they come: read whole, told to the router, carried out by `edge.live`, settled.
 
-Decides nothing about nodes: each turn of `_serve` carries out one effect of the router. Knows no policy, no registry, no history.
-Invariants: `Settled` is applied exactly once per `RequestCame`, whatever happens; no attempt begins after a byte of an answer went to
-the client; a client that leaves closes the node's connection at once; an answer that the node did not end properly never ends
-properly for the client.
+Decides nothing about nodes. Knows no policy, no registry, no history. Invariant: `Settled` is applied exactly once per `RequestCame`,
+whatever happens.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 from typing import Protocol as Interface
 
@@ -15,51 +12,28 @@ import trio
 
 from core.aliases import Aliases
 from core.events import (
-    AttemptEnded,
     Ending,
     Failure,
-    FirstByte,
-    Forward,
-    Lease,
-    PassOn,
     Pulse,
-    Refuse,
     RequestCame,
     Route,
     Settled,
-    Upstream,
-    Wait,
 )
 from core.units import AgentId, RequestId
-from edge.as_sent import as_sent, read_facts
+from edge.as_sent import read_facts
 from edge.body import Body, BodyBudget, BodyFacts, inspect_ordinary, read_body
-from edge.capture import Capture, Recorder
+from edge.capture import Recorder
 from edge.denied import Denied
-from edge.desk import Decider, Desk, Explainer
-from edge.headers import answer_head, error_body, error_response, own_request, request_head, response_head, safe_value, simple_response
-from edge.pool import DialFailed, Pool
-from edge.relay import Failed, Good, Kept, Poured, give_whole, open_answer, pour
-from edge.resume import Resumable, resumable
-from edge.splice import Patched
-from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
-
-STALE_WITHIN_S: Final = 1.0
-"""A re-used connection that breaks this soon after a request, without a byte, was closed by the node before it saw the request."""
-
-ONE_SEND_BYTES: Final = 256 << 10
-"""Up to this size head and body leave in one send."""
+from edge.desk import Decider, Explainer
+from edge.headers import error_response
+from edge.live import Live, Means, ProxyOptions
+from edge.pool import Pool
+from edge.wire import ClientConnection, RequestHead
 
 _V1_MODEL: Final = Route.V1_MODEL  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
-_SUCCESS: Final = Ending.SUCCESS
-_ERROR: Final = Ending.ERROR
-
-UNLOAD_WITHIN_S: Final = 2.0
-"""Ollama answers an unload at once, before it is done."""
 
 KEYED: Final = "key:"
 """How the names of clients begin about which there may be rules (`JudgeModel`)."""
-
-CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 
 
 class JudgeModel(Interface):
@@ -70,17 +44,6 @@ class JudgeModel(Interface):
 
 def _open_to_all(_client: str, _model: str | None, /, *, told_once: bool) -> Denied | None:
     return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyOptions:
-    """Limits of one proxy; None: no limit."""
-
-    answer_hold_bytes: int
-    first_token_timeout_s: float | None = None
-    stall_timeout_s: float | None = None
-    resume: bool = False
-    """Streams of plain text may go on from another node."""
 
 
 async def _loaded_nowhere_else(_: str) -> str:
@@ -107,12 +70,11 @@ class Proxy:
         explainer: Explainer | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
+        self._means = Means(decider=decider, pool=pool, budget=budget, options=options, credential_of=credential_of, clock=clock)
         self._decider = decider
-        self._pool = pool
         self._budget = budget
-        self._options = options
+        self._stall_timeout_s = options.stall_timeout_s
         self._new_id = new_id
-        self._credential_of = credential_of
         self._client_of = client_of
         self._judge_model = judge_model
         self._unload_elsewhere = unload_elsewhere
@@ -120,12 +82,12 @@ class Proxy:
         self._aliases = aliases
         self._explainer = explainer
         self._clock = clock
-        self._live: dict[RequestId, _One] = {}
+        self._live: dict[RequestId, Live] = {}
 
     def pulse(self) -> Pulse:
         """What is still worked on, and which nodes were heard since the last call. Also ends attempts that stalled too long."""
         heard: dict[AgentId, None] = {}
-        now, limit_s = self._clock(), self._options.stall_timeout_s
+        now, limit_s = self._clock(), self._stall_timeout_s
         for one in self._live.values():
             upstream = one.upstream
             if upstream is None or one.agent_id is None:
@@ -169,43 +131,73 @@ class Proxy:
             explainer = self._explainer
             if explainer is not None and (head.fields.get(b"x-explain") != b"1" or not await explainer.is_for(conn, head)):
                 explainer = None
-            one = _One(self, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
-            one.model = None if model is facts.model else model
+            one = self._begin(conn, head, route, body, facts, (request_id, client, model, others))
             one.explainer = explainer
-            if self._recorder is not None:
-                one.capture = self._recorder.open(request_id, conn, head, route, stream=facts.stream)
-            self._live[request_id] = one
-            settled: Settled | None = None
-            try:
-                self._decider.apply(
-                    RequestCame(
-                        request_id=request_id,
-                        route=route,
-                        model=model,
-                        others=others,
-                        client=client,
-                        stream=facts.stream,
-                        runner_options=facts.runner_options,
-                        input_tokens=facts.input_tokens,
-                        prefixes=facts.prefixes,
-                        output_limit=facts.output_limit,
-                        constrained=facts.constrained,
-                        load_only=facts.load_only,
-                        unload=facts.unload,
-                    )
-                )
-                settled = await one.run()
-                if one.capture is not None:
-                    await one.capture.take_request(body)
-            finally:
-                del self._live[request_id]
-                if settled is None:
-                    settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
-                self._decider.apply(settled)
-                self._decider.close_desk(request_id)
-                one.close()
+            await self.finish(one)
         finally:
             body.close()
+
+    def _begin(
+        self,
+        conn: ClientConnection,
+        head: RequestHead,
+        route: Route,
+        body: Body,
+        facts: BodyFacts,
+        named: tuple[RequestId, str, str | None, tuple[str, ...]],
+    ) -> Live:
+        """Tell the router that a request came. `named`: its id, its client, its model and those that will do as well.
+
+        What is returned must be finished.
+        """
+        request_id, client, model, others = named
+        one = Live(self._means, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
+        if model is not facts.model:
+            one.model = model
+        if self._recorder is not None:
+            one.capture = self._recorder.open(request_id, conn, head, route, stream=facts.stream)
+        self._live[request_id] = one
+        came = RequestCame(
+            request_id=request_id,
+            route=route,
+            model=model,
+            others=others,
+            client=client,
+            stream=facts.stream,
+            runner_options=facts.runner_options,
+            input_tokens=facts.input_tokens,
+            prefixes=facts.prefixes,
+            output_limit=facts.output_limit,
+            constrained=facts.constrained,
+            load_only=facts.load_only,
+            unload=facts.unload,
+        )
+        try:
+            self._decider.apply(came)
+        except BaseException:
+            self._settle(one, None)
+            raise
+        return one
+
+    async def finish(self, one: Live) -> None:
+        """Carry out what the router wants for a request that has begun, and settle it."""
+        settled: Settled | None = None
+        try:
+            settled = await one.run()
+            if one.capture is not None:
+                await one.capture.take_request(one.body)
+        finally:
+            self._settle(one, settled)
+
+    def _settle(self, one: Live, settled: Settled | None) -> None:
+        """The request is over. None: it was given up."""
+        request_id = one.request_id
+        del self._live[request_id]
+        if settled is None:
+            settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
+        self._decider.apply(settled)
+        self._decider.close_desk(request_id)
+        one.close()
 
     def _models(self, client: str, facts: BodyFacts) -> tuple[str | None, tuple[str, ...], Denied | None]:
         """The model that is asked for and those that will do as well, as far as the client may reach them; or why it may reach none."""
@@ -217,379 +209,3 @@ class Proxy:
         if not allowed:
             return facts.model, (), judged[0][1]
         return allowed[0], tuple(model for model in allowed[1:] if model is not None), None
-
-
-class _One:
-    """One request between its coming and its end.
-
-    What ends an attempt from outside (the client leaves, the router cuts, a limit passes) closes the node's connection and says why;
-    the task that reads it finds out there. That costs nothing as long as nobody does; a cancel scope costs each request 5 to 9 µs.
-    """
-
-    __slots__ = (
-        "_decoded", "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "explainer", "head",
-        "heard_at", "kept", "model", "progress", "proxy", "request_id", "resumable", "route", "sent", "sent_head", "stream", "upstream",
-    )  # fmt: skip
-
-    def __init__(self, proxy: Proxy, conn: ClientConnection, head: RequestHead, route: Route, body: Body, stream: bool, desk: Desk) -> None:
-        self.proxy = proxy
-        self.conn = conn
-        self.head = head
-        self.route = route
-        self.body = body
-        self.stream = stream
-        self.desk = desk
-        self.request_id = desk.request_id
-        self.sent: Body | Patched = body
-        """The body that the node gets, and the head, where they are not as they came."""
-        self.sent_head = head
-        self.model: str | None = None
-        """The model to name to the node; None: the one that the body names."""
-        self.resumable: Resumable | None = None
-        """Keeps what the client got, for another node to go on from; None: no other node can."""
-        self._decoded: Body | None = None
-        self.kept: tuple[Kept, str] | None = None
-        """The last node's own error answer, and that node's name."""
-        self.explainer: Explainer | None = None
-        """Set when the client asked why, and may know."""
-        self.capture: Capture | None = None
-        """Takes what history wants; None: it wants nothing."""
-        self.agent_id: AgentId | None = None
-        self.upstream: UpstreamConnection | None = None
-        self.progress = 0
-        self.heard_at = 0.0
-        self._dialling: trio.CancelScope | None = None
-        self._ended: Failure | None = None
-        self._why = ""
-        self._unload: tuple[str, ...] = ()
-
-    # ------------------------------------------------------------ from outside
-
-    def cancel(self) -> None:
-        """The client left (`conn.gone`)."""
-        self.end(Failure.VANISHED, "the client left")
-
-    def give_up(self, why: str, unload: tuple[str, ...] = ()) -> None:
-        """The router wants no more of this attempt, and the node is to unload these models after it."""
-        self._unload = unload
-        self.end(Failure.VANISHED, why)
-
-    def end(self, failure: Failure, why: str) -> None:
-        """End the running attempt."""
-        if self._ended is None:
-            self._ended, self._why = failure, why
-        if self.upstream is not None:
-            self.upstream.abandon(why)
-        if self._dialling is not None:
-            self._dialling.cancel()
-
-    # ------------------------------------------------------------ effect after effect
-
-    async def run(self) -> Settled:
-        """Carry out effect after effect until the client has its answer."""
-        try:
-            while True:
-                effect = self.desk.take_nowait()
-                if effect is None or isinstance(effect, Wait):
-                    effect = await self._wait()
-                match effect:
-                    case Forward(lease=lease, unload=unload):
-                        self.model = effect.model or self.model
-                        if self.model is not None or effect.raise_context is not None or self.resumable is not None:
-                            await self._dress(effect.raise_context)
-                        settled = await self._attempt(lease, unload)
-                        if settled is not None:
-                            return settled
-                    case PassOn() | Refuse() if self.resumable is not None and self.resumable.broken:
-                        return self._settled(await self.resumable.end(None, self.conn, capture=self.capture), 200)
-                    case PassOn():
-                        return await self._pass_on(effect)
-                    case Refuse():
-                        return await self._refuse(effect)
-                    case Wait():
-                        continue
-        except ClientGone:
-            self.conn.must_close = True
-            return Settled(request_id=self.request_id, ending=Ending.CANCELLED, status=499, message="the client left")
-
-    async def _dress(self, raise_context: int | None) -> None:
-        """Make the request what the next node is to get. Raises HttpError 503."""
-        self.close()
-        resumable, budget = self.resumable, self.proxy._budget
-        more = resumable.patches() if resumable is not None and resumable.broken else ()
-        made = await as_sent(self.route, self.head, self.body, budget, model=self.model, raise_context=raise_context, more=more)
-        self.sent_head, self.sent, self._decoded = made.head, made.body, made.decoded
-
-    def close(self) -> None:
-        """Give back what was made of the body."""
-        decoded, self._decoded = self._decoded, None
-        if decoded is not None:
-            self.sent = self.body
-            decoded.close()
-
-    async def _wait(self) -> Forward | Wait | PassOn | Refuse:
-        """The next effect; a client that leaves meanwhile ends the request."""
-        with trio.CancelScope() as scope:
-            self.conn.begin(scope)
-            try:
-                return await self.desk.take()
-            finally:
-                self.conn.end()
-        raise ClientGone
-
-    # ------------------------------------------------------------ attempts
-
-    async def _attempt(self, lease: Lease, unload: tuple[str, ...]) -> Settled | None:
-        """Try one node. None: another effect is to be carried out."""
-        self.agent_id = lease.agent_id
-        self._ended = None
-        self.desk.begin(self)
-        self.conn.begin(self)
-        try:
-            if unload:
-                await self._make_room(lease, unload)
-            limit_s = self.proxy._options.first_token_timeout_s
-            opened = await (self._open_within(lease, limit_s) if limit_s else self._open(lease))
-            if self.resumable is not None and self.resumable.broken and isinstance(opened, Good) and opened.judge is None:
-                opened = Failed(failure=Failure.GARBLED, text="the node was asked for the rest of a stream, and its answer is none")
-            if isinstance(opened, Good) and self._ended is None:
-                if self.proxy._options.resume and self.resumable is None and opened.judge is not None:
-                    self.resumable = await resumable(self.route, self.body)
-                return await self._answer(opened, lease)
-        finally:
-            self.desk.end()
-            self.conn.end()
-            self._let_go()
-        if self.conn.gone:
-            raise ClientGone
-        if self._ended is not None:
-            if self._unload:
-                unload, self._unload = self._unload, ()
-                await self._make_room(lease, unload)
-            self._attempt_ended(self._ended, 0, self._why, repeat_guard=False)
-        elif isinstance(opened, Failed):
-            if opened.kept is not None:
-                self.kept = (opened.kept, lease.agent_name)
-            self._attempt_ended(opened.failure, opened.status, opened.text, opened.repeat_guard)
-        return None
-
-    async def _make_room(self, lease: Lease, models: tuple[str, ...]) -> None:
-        """Have the node unload these models. What fails is left to the node: it then makes room as it would have without us."""
-        pool = self.proxy._pool
-        extra = self._credential(lease)
-        for model in models:
-            with trio.move_on_after(UNLOAD_WITHIN_S):
-                try:
-                    conn = pool.take(lease.upstream) or await pool.dial(lease.upstream)
-                except DialFailed:
-                    return
-                try:
-                    await conn.send(own_request(lease.upstream, b"/api/generate", {"model": model, "keep_alive": 0}, extra=extra))
-                    await open_answer(conn, route=Route.GENERATE, stream=False, hold_bytes=self.proxy._options.answer_hold_bytes)
-                except UpstreamCut:
-                    pass
-                finally:
-                    pool.give_back(conn)
-
-    async def _answer(self, good: Good, lease: Lease) -> Settled | None:
-        """Pour a good answer out. None: its rest is to come from another node."""
-        upstream = self.upstream
-        assert upstream is not None
-        if not good.whole:  # else the settlement, which follows at once, says it all
-            self.proxy._decider.apply(FirstByte(request_id=self.request_id))
-        head_bytes = self._head_bytes(good, lease)
-        capture = self.capture
-        if good.whole:
-            if capture is not None:
-                capture.take(good.first)
-            poured = await give_whole(good, upstream, self.conn, head_bytes=head_bytes, route=self.route)
-        elif self.resumable is not None:
-            went = await self.resumable.pour(good, upstream, self.conn, head_bytes=head_bytes, capture=capture)
-            if not isinstance(went, Poured):
-                self._ask_for_the_rest(self.resumable, *went)
-                return None
-            poured = went
-        else:
-            on_chunk = None if capture is None else capture.take
-            poured = await pour(good, upstream, self.conn, head_bytes=head_bytes, route=self.route, on_chunk=on_chunk)
-        return self._settled(poured, good.head.status)
-
-    def _ask_for_the_rest(self, resumable: Resumable, failure: Failure, text: str) -> None:
-        """The client has the beginning of an answer: ask the router for a node that goes on."""
-        if self.conn.gone:
-            raise ClientGone
-        failure = self._ended or failure
-        self.proxy._decider.apply(
-            AttemptEnded(
-                request_id=self.request_id,
-                failure=failure,
-                status=500 if failure is Failure.ANSWERED else 0,
-                text=text[:4096],
-                resume=True,
-                thinks_unasked=resumable.asked.thinks_unasked,
-            )
-        )
-
-    def _settled(self, poured: Poured, status: int) -> Settled:
-        """What the router is told of an answer that was poured out."""
-        failure = poured.node_failure
-        resumed = self.resumable is not None and self.resumable.broken and poured.clean
-        return Settled(
-            request_id=self.request_id,
-            ending=_SUCCESS if poured.clean else _ERROR,
-            status=status,
-            message=self.resumable.note if resumed and self.resumable is not None else poured.error_text,
-            node_fault=failure if failure is None or self._ended is None else self._ended,
-            usage=poured.usage,
-            tokens_before=self.resumable.tokens if resumed and self.resumable is not None else 0,
-            body_bytes=poured.body_bytes,
-            chunks=poured.chunks,
-        )
-
-    def _let_go(self) -> None:
-        """Back into the pool, which closes what cannot be used again."""
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            self.proxy._pool.give_back(upstream)
-
-    async def _open_within(self, lease: Lease, limit_s: float) -> Good | Failed:
-        with trio.move_on_after(limit_s):
-            return await self._open(lease)
-        return Failed(failure=Failure.TIMEOUT, text="the node gave no token within the configured limit")
-
-    async def _open(self, lease: Lease) -> Good | Failed:
-        """Send the request to the node and read the beginning of its answer. `upstream` is the connection."""
-        try:
-            upstream = self.upstream = self._take(lease.upstream) or await self._dial(lease.upstream)
-            opened = await self._exchange(upstream, lease)
-            if isinstance(opened, Failed) and self._was_stale(upstream, opened):
-                self._let_go()
-                upstream = self.upstream = await self._dial(lease.upstream)
-                opened = await self._exchange(upstream, lease)
-        except DialFailed as error:
-            return Failed(failure=Failure.REFUSED, text=str(error))
-        return opened
-
-    def _take(self, upstream: Upstream) -> UpstreamConnection | None:
-        """An idle connection to the node, if there is one."""
-        return None if self._ended is not None else self.proxy._pool.take(upstream)
-
-    async def _dial(self, upstream: Upstream) -> UpstreamConnection:
-        """A new connection to the node. Raises DialFailed, also when the attempt was ended meanwhile."""
-        conn: UpstreamConnection | None = None
-        with trio.CancelScope() as self._dialling:
-            if self._ended is not None:
-                raise DialFailed(self._why)
-            try:
-                conn = await self.proxy._pool.dial(upstream)
-            finally:
-                self._dialling = None
-        if conn is None:
-            raise DialFailed(self._why)
-        if self._ended is not None:
-            conn.close()
-            raise DialFailed(self._why)
-        return conn
-
-    def _was_stale(self, upstream: UpstreamConnection, failed: Failed) -> bool:
-        return (
-            upstream.reused
-            and upstream.bytes_received == 0
-            and self._ended is None
-            and failed.failure in (Failure.DIED, Failure.NOT_TAKEN)
-            and self.proxy._clock() - self.heard_at < STALE_WITHIN_S
-        )
-
-    async def _exchange(self, upstream: UpstreamConnection, lease: Lease) -> Good | Failed:
-        self.progress, self.heard_at = 0, self.proxy._clock()
-        head = self._request_head(lease)
-        try:
-            data = self.sent.data
-            if data is not None and len(data) <= ONE_SEND_BYTES:
-                await upstream.send(head + data)
-            else:
-                await upstream.send(head)
-                await self.sent.send_to(upstream)
-        except UpstreamCut as error:
-            return Failed(failure=Failure.NOT_TAKEN, text=str(error))
-        return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.proxy._options.answer_hold_bytes)
-
-    def _request_head(self, lease: Lease) -> bytes:
-        return request_head(
-            self.sent_head,
-            lease.upstream,
-            request_id=self.request_id,
-            body_length=self.sent.length,
-            client_host=self.conn.peer_host,
-            extra=self._credential(lease),
-        )
-
-    def _credential(self, lease: Lease) -> tuple[tuple[bytes, bytes], ...]:
-        """What a gateway wants to see."""
-        if lease.upstream.gateway and (credential := self.proxy._credential_of(lease.agent_id)):
-            return ((CREDENTIAL_HEADER, credential),)
-        return ()
-
-    def _attempt_ended(self, failure: Failure, status: int, text: str, repeat_guard: bool) -> None:
-        self.proxy._decider.apply(
-            AttemptEnded(request_id=self.request_id, failure=failure, status=status, text=text[:4096], repeat_guard=repeat_guard)
-        )
-
-    # ------------------------------------------------------------ answers
-
-    def _extra(self, node: str | None) -> list[tuple[bytes, bytes]]:
-        extra = [(b"X-Request-Id", self.request_id.encode())]
-        if node is not None:
-            extra.append((b"X-Ollama-Node", safe_value(node)))
-        if self.explainer is not None:
-            extra.append((b"X-Explain", safe_value(self.explainer.line(self.request_id))))
-        return extra
-
-    def _head_bytes(self, good: Good, lease: Lease) -> bytes:
-        framing = good.framing_for(self.head)
-        if framing == "close":
-            self.conn.must_close = True
-        made = answer_head(
-            good.head,
-            framing=framing,
-            length=good.length,
-            keep_alive=not self.conn.must_close,
-            request_id=self.request_id.encode(),
-            node=lease.agent_name,
-        )
-        if self.explainer is not None:
-            made = b"%b\r\nX-Explain: %b\r\n\r\n" % (made[:-4], safe_value(self.explainer.line(self.request_id)))
-        return made
-
-    async def _pass_on(self, effect: PassOn) -> Settled:
-        """The last node's own answer, as it came."""
-        if self.kept is None:
-            return await self._refuse(Refuse(request_id=self.request_id, status=502, text="the node failed before it answered; try again"))
-        kept, node = self.kept
-        extra = self._extra(node)
-        if effect.retry_after_s is not None:
-            extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
-        if self.capture is not None:
-            self.capture.take(kept.body)
-        head = response_head(kept.head, framing=kept.framing, keep_alive=not self.conn.must_close, extra=extra)
-        await self.conn.send(head + kept.framed())
-        return Settled(
-            request_id=self.request_id,
-            ending=Ending.ERROR,
-            status=kept.head.status,
-            message=kept.text[:4096],
-            body_bytes=len(kept.body),
-        )
-
-    async def _refuse(self, effect: Refuse) -> Settled:
-        """The router's own error, in the route's envelope."""
-        body, content_type = error_body(self.route.protocol, effect.status, effect.text)
-        extra = self._extra(None)
-        if effect.retry_after_s is not None:
-            extra.append((b"Retry-After", b"%d" % effect.retry_after_s))
-        if self.capture is not None:
-            self.capture.take(body)
-        await self.conn.send(
-            simple_response(effect.status, body, content_type=content_type, extra=extra, keep_alive=not self.conn.must_close)
-        )
-        return Settled(request_id=self.request_id, ending=Ending.ERROR, status=effect.status, message=effect.text, body_bytes=len(body))

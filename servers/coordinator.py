@@ -22,8 +22,9 @@ from core.units import AgentId
 from edge.body import BodyBudget
 from edge.front import Front
 from edge.listener import Listener
+from edge.live import ProxyOptions
 from edge.pool import Pool
-from edge.proxy import Proxy, ProxyOptions
+from edge.proxy import Proxy
 from edge.web import WebPass
 from edge.wire import Watch
 from servers import clock

@@ -31,8 +31,9 @@ from core.units import AgentId, LeaseId, RequestId
 from edge.body import BodyBudget
 from edge.desk import Desk
 from edge.listener import Listener, bind
+from edge.live import ProxyOptions
 from edge.pool import Pool
-from edge.proxy import Proxy, ProxyOptions
+from edge.proxy import Proxy
 from edge.web import WebPass
 from edge.wire import Watch
 from tests.fleet.rawhttp import Answer, Caller, Hangup, RawServer, ask, talk, wait_until
