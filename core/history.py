@@ -21,7 +21,9 @@ NUMBER_SHIFT: Final = 20
 _COORDINATOR_SHIFT: Final = 10
 
 STATUSES: Final = ("success", "error", "cancelled", "unknown")
-EDGES: Final = ("embedded", "nginx", "imported")
+EDGE_EMBEDDED: Final = "embedded"
+EDGE_NGINX: Final = "nginx"
+EDGES: Final = (EDGE_EMBEDDED, EDGE_NGINX, "imported")
 DAY_MS: Final = 86_400_000
 
 BLOB_MIN_CHARS: Final = 256
@@ -34,8 +36,10 @@ BODY_CUT: Final = "cut"
 BODY_REDACTED: Final = "redacted"
 BODY_OFF: Final = "off"
 BODY_DROPPED: Final = "dropped"
-BODY_STATES: Final = (BODY_WHOLE, BODY_CUT, BODY_REDACTED, BODY_OFF, BODY_DROPPED)
-"""What became of a body: all of it is kept; its beginning is; it was redacted; none was to be kept; the writer had no time for it."""
+BODY_NOT_CAPTURED: Final = "not captured"
+BODY_STATES: Final = (BODY_WHOLE, BODY_CUT, BODY_REDACTED, BODY_OFF, BODY_DROPPED, BODY_NOT_CAPTURED)
+"""What became of a body: all of it is kept; its beginning is; it was redacted; none was to be kept; the writer had no time for it; it did
+not pass through the coordinator (the nginx edge)."""
 
 
 class HistoryRecord(msgspec.Struct, kw_only=True, gc=False):

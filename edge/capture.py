@@ -7,6 +7,7 @@ understood here; a capture that nobody collects costs what it holds and goes wit
 from typing import Protocol
 
 from core.events import Route
+from core.history import EDGE_EMBEDDED
 from core.units import RequestId
 from edge.body import PIECE_BYTES, Body
 from edge.wire import ClientConnection, RequestHead
@@ -15,9 +16,15 @@ from edge.wire import ClientConnection, RequestHead
 class Capture:
     """One per request that is recorded. `limit_bytes`: of each body; 0: bodies are not wanted."""
 
-    __slots__ = ("held_bytes", "is_cut", "limit_bytes", "number", "path", "peer", "redact", "request_body", "response", "route", "stream")
+    __slots__ = (
+        "edge", "held_bytes", "is_cut", "limit_bytes", "number", "path", "peer", "redact", "request_body", "response", "route", "stream",
+    )  # fmt: skip
 
-    def __init__(self, *, route: Route, path: str, peer: str, number: int, limit_bytes: int, redact: bool, stream: bool) -> None:
+    def __init__(
+        self, *, route: Route, path: str, peer: str, number: int, limit_bytes: int, redact: bool, stream: bool, edge: str = EDGE_EMBEDDED
+    ) -> None:
+        self.edge = edge
+        """Through which edge it came (`core.history.EDGES`)."""
         self.route = route
         self.path = path
         self.peer = peer

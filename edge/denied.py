@@ -3,11 +3,33 @@
 Decides the answer's form; whoever denies decides why. Invariant: the answer is in the manners of the route that was asked.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol as Interface
 
 from core.events import Protocol
 from edge.headers import error_response
 from edge.wire_heads import Header
+
+
+class Peer(Interface):
+    """Who is at the other end of a client's connection, as far as the rules of access ask."""
+
+    @property
+    def peer_host(self) -> str: ...
+
+    @property
+    def peer_port(self) -> int: ...
+
+
+class Asks(Interface):
+    """What is asked for: a path in its plain spelling, and the header fields by lower-case name."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def fields(self) -> Mapping[bytes, bytes]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ Invariants: requests of one connection are answered in order; every answer of it
 import errno
 import posixpath
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from html import escape
 from typing import Final
 from typing import Protocol as Interface
@@ -72,6 +72,9 @@ def clean_path(path: str) -> str:
 
 Gate = Callable[[ClientConnection, RequestHead], Denied | None]
 
+Takeover = Callable[[ClientConnection, RequestHead, Route], Awaitable[bool]]
+"""Answers a request that another edge began (`edge.handover`); False: it is one like any other."""
+
 
 class Serves(Interface):
     """What the listener needs of `edge.proxy.Proxy`."""
@@ -126,6 +129,7 @@ class Listener:
         new_id: Callable[[], str],
         report: Callable[[Exception], None],
         front: Front | None = None,
+        taken_over: Takeover | None = None,
         limits: Limits = DEFAULT_LIMITS,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
@@ -136,6 +140,7 @@ class Listener:
         self._new_id = new_id
         self._report = report
         self._front = front
+        self._taken_over = taken_over
         self._limits = limits
         self._connections_max = connections_max
         self._conns: dict[ClientConnection, None] = {}
@@ -246,10 +251,15 @@ class Listener:
                     pass
                 elif route is not None:
                     protocol = route.protocol
-                    denied = self._gate(conn, head)
-                    if denied is None:
+                    if (
+                        b"x-ollama-router-takeover" in head.block.fields
+                        and self._taken_over is not None
+                        and await self._taken_over(conn, head, route)
+                    ):
+                        denied = None
+                    elif (denied := self._gate(conn, head)) is None:
                         await self._proxy.serve(conn, head, route)
-                    else:
+                    if denied is not None:
                         await conn.send(denied.response(protocol, self._new_id(), keep_alive=not conn.must_close))
                 elif not await self._answer_odd(conn, head, prefix):
                     await (self._web.serve(conn, head, prefix=prefix) if prefix else self._web.serve(conn, head))

@@ -17,9 +17,8 @@ from core.errors import RemoteError
 from core.events import Record
 from core.keys import INFERENCE, MANAGEMENT, Keys, Refusal
 from core.units import AgentId
-from edge.denied import Denied
+from edge.denied import Asks, Denied, Peer
 from edge.proxy import KEYED
-from edge.wire import ClientConnection, RequestHead
 from servers import clock
 from servers.peer import Address, own_names, owned_by_us, parse_address
 from servers.settings import Settings
@@ -118,7 +117,7 @@ class Access:
 
     # ------------------------------------------------------------ the hot path: forwarded routes
 
-    def gate(self, conn: ClientConnection, head: RequestHead) -> Denied | None:
+    def gate(self, conn: Peer, head: Asks) -> Denied | None:
         """Whether this inference request may be served; None: it may. A request with an API key is counted as one of the key's."""
         fields = head.fields
         if self.keys and (b"authorization" in fields or b"x-api-key" in fields):
@@ -146,7 +145,7 @@ class Access:
             key_id = record.client[len(KEYED) :]
             self.keys.spend(key_id, prompt_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens, now=clock.unix_ms())
 
-    def client_of(self, conn: ClientConnection, head: RequestHead) -> str:
+    def client_of(self, conn: Peer, head: Asks) -> str:
         """The name under which a caller's requests queue: its API key, else the user that a trusted proxy names, else its address."""
         fields = head.fields
         if self.keys and (b"authorization" in fields or b"x-api-key" in fields):
@@ -157,7 +156,7 @@ class Access:
             return "user:" + fields[USER_HEADER][:CLIENT_NAME_MAX].decode("utf-8", "replace")
         return self.address_of(conn, head)
 
-    def address_of(self, conn: ClientConnection, head: RequestHead) -> str:
+    def address_of(self, conn: Peer, head: Asks) -> str:
         """The real client's address, as far as trusted proxies tell it."""
         fields = head.fields
         if FORWARDING.isdisjoint(fields):

@@ -16,7 +16,7 @@ from quart_trio import QuartTrio
 
 from core.aliases import Aliases
 from core.errors import ConfigError, RemoteError
-from core.events import Record, Upstream
+from core.events import Pulse, Record, Upstream
 from core.router import Router
 from core.units import AgentId
 from edge.body import BodyBudget
@@ -39,6 +39,7 @@ from servers.listen import internal_socket, open_ports, ports_of, serve_web
 from servers.memory import Memory
 from servers.metrics import Metrics
 from servers.moves import Moves
+from servers.nginx_edge import NginxEdge, selection_socket
 from servers.poller import Poller
 from servers.settings import Settings, upstream_name
 from servers.tokens import ADMIN_TOKEN_FILE, Tokens, open_data_dir
@@ -101,6 +102,8 @@ class Coordinator:
         """Where it listens, the main port first; known once `started`."""
         self.web: Web
         """Set once `started`."""
+        self.nginx: NginxEdge
+        """Set once `started`."""
         self._data_dir = open_data_dir(settings.data_dir)
         self.tokens = Tokens.from_files(self._data_dir, admin_token=settings.admin_token, join_token=settings.join_token)
         self.started = trio.Event()
@@ -134,6 +137,7 @@ class Coordinator:
             public = [opened.enter_context(sock) for sock in open_ports(self.settings.host, ports)]
             self.ports = ports_of(public)
             internal, web_upstream = opened.enter_context(internal_socket())
+            selection = opened.enter_context(selection_socket(self.settings))
             watch = Watch()
             pool = Pool(watch)
             proxy = self._compose(pool)
@@ -154,6 +158,7 @@ class Coordinator:
                 watch=watch,
                 new_id=clock.new_request_id,
                 report=self._report,
+                taken_over=None if selection is None else self.nginx.handover.taking_over(proxy),
                 front=Front(origins=self.settings.origins, base_path=self.settings.base_path, methods=OLLAMA_METHODS),
             )
             async with trio.open_nursery() as nursery:
@@ -163,11 +168,13 @@ class Coordinator:
                     nursery.start_soon(self.memory.mirror.run)
                 await nursery.start(watch.run)
                 nursery.start_soon(serve_web, make_web_app(self.web), internal, trio.sleep_forever)
-                nursery.start_soon(partial(self.web.driver.run, proxy.pulse, pulse_s=self._config.pulse_s))
+                nursery.start_soon(partial(self.web.driver.run, partial(self._pulse, proxy), pulse_s=self._config.pulse_s))
                 nursery.start_soon(self.web.poller.run)
                 nursery.start_soon(self.web.moves.run)
                 nursery.start_soon(self.web.keeping.run)
                 await nursery.start(listener.serve, public)
+                if selection is not None:
+                    await nursery.start(self.nginx.run, selection)
                 self._say_started()
                 self.started.set()
                 task_status.started()
@@ -179,6 +186,11 @@ class Coordinator:
                 nursery.cancel_scope.cancel()
 
     # ------------------------------------------------------------ inside
+
+    def _pulse(self, proxy: Proxy) -> Pulse:
+        pulse = proxy.pulse()
+        carried = self.nginx.pulse()
+        return Pulse(requests=(*pulse.requests, *carried), heard=pulse.heard) if carried else pulse
 
     def _compose(self, pool: Pool) -> Proxy:
         """Everything that needs no task of its own yet; fills `web`."""
@@ -204,6 +216,11 @@ class Coordinator:
             moves=moves, keeping=keeping, memory=self.memory,
             secret=clock.new_secret().encode(), listening=lambda: not self._stop.is_set(),
         )  # fmt: skip
+        aliases = Aliases(settings.aliases)
+        self.nginx = NginxEdge(
+            settings, driver, access=access, credential_of=self.tokens.credential_of, port=self.ports[0], aliases=aliases,
+            records=self.memory.recorder, tick=tick, report=self._report,
+        )  # fmt: skip
         return Proxy(
             driver,
             pool,
@@ -224,7 +241,7 @@ class Coordinator:
             judge_model=access.judge_model,
             recorder=self.memory.recorder,
             unload_elsewhere=moves.unload,
-            aliases=Aliases(settings.aliases),
+            aliases=aliases,
             explainer=Explainer(driver, access),
             clock=tick,
         )

@@ -91,6 +91,10 @@ class Driver:
         desk = self._desks[request_id] = Desk(request_id)
         return desk
 
+    def keep_desk(self, desk: Desk) -> None:
+        """`open_desk` for a desk that was made elsewhere."""
+        self._desks[desk.request_id] = desk
+
     def close_desk(self, request_id: RequestId) -> None:
         """The request is settled; effects that still come for it are dropped."""
         del self._desks[request_id]

@@ -14,9 +14,11 @@ from core.events import Record, Route
 from core.history import (
     BODY_CUT,
     BODY_DROPPED,
+    BODY_NOT_CAPTURED,
     BODY_OFF,
     BODY_REDACTED,
     BODY_WHOLE,
+    EDGE_EMBEDDED,
     NUMBER_SHIFT,
     HistoryRecord,
     Numbers,
@@ -25,8 +27,8 @@ from core.history import (
 from core.joining import joined
 from core.units import RequestId, UnixMs
 from edge.capture import Capture
+from edge.denied import Asks, Peer
 from edge.proxy import KEYED
-from edge.wire import ClientConnection, RequestHead
 
 HISTORY_HEADER: Final = b"x-router-history"
 POLICIES: Final = ("full", "redacted", "off")
@@ -88,7 +90,7 @@ class Draft:
             output_tokens=0 if usage is None else usage.output_tokens,
             load_ms=0.0 if usage is None else usage.load_ns / NS_PER_MS,
             attempts=_encode(attempts),
-            edge="embedded",
+            edge=capture.edge,
             chunks=record.chunks,
             body_bytes=record.body_bytes,
             request_body=request_body,
@@ -103,6 +105,8 @@ class Draft:
             return None, None, BODY_DROPPED
         if capture.limit_bytes == 0:
             return None, None, BODY_OFF
+        if capture.edge != EDGE_EMBEDDED:
+            return None, None, BODY_NOT_CAPTURED
         request_body, response_body = capture.request_body, b"".join(capture.response)
         if capture.stream and response_body:
             response_body = joined(capture.route.protocol, response_body) or response_body
@@ -128,7 +132,7 @@ class History:
         numbers: Numbers,
         clock: Callable[[], UnixMs],
         masks: tuple[tuple[str, ...], ...] = (),
-        client_address: Callable[[ClientConnection, RequestHead], str] = lambda conn, _: conn.peer_host,
+        client_address: Callable[[Peer, Asks], str] = lambda conn, _: conn.peer_host,
     ) -> None:
         self._put = put
         self._policy = POLICIES.index(bodies)
@@ -139,8 +143,10 @@ class History:
         self._client_address = client_address
         self._open: dict[RequestId, Capture] = {}
 
-    def open(self, request_id: RequestId, conn: ClientConnection, head: RequestHead, route: Route, *, stream: bool) -> Capture | None:
-        """A capture for a request that was just read; None: it asks no model, so it is not recorded."""
+    def open(
+        self, request_id: RequestId, conn: Peer, head: Asks, route: Route, *, stream: bool, edge: str = EDGE_EMBEDDED
+    ) -> Capture | None:
+        """A capture for a request that was just read; None: it asks no model, so it is not recorded. `edge`: one of `EDGES`."""
         if not route.runs_model:
             return None
         policy = self._policy
@@ -155,6 +161,7 @@ class History:
             limit_bytes=0 if policy == 2 else self._body_max_bytes,
             redact=policy == 1,
             stream=stream,
+            edge=edge,
         )
         return capture
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.table import Table
 
-from core.history import BODY_CUT, BODY_DROPPED, BODY_OFF, BODY_REDACTED, STATUSES
+from core.history import BODY_CUT, BODY_DROPPED, BODY_NOT_CAPTURED, BODY_OFF, BODY_REDACTED, STATUSES
 from servers.remote import Remote, lines, plain, print_table, remote_options, shown
 
 ROOT: Final = "/api/dashboard/request-responses"
@@ -31,6 +31,7 @@ _WHY_NOT: Final = {
     BODY_REDACTED: "it was redacted (HISTORY_BODIES, or the request's own X-Router-History)",
     BODY_OFF: "no bodies were kept (HISTORY_BODIES, or the request's own X-Router-History)",
     BODY_DROPPED: "the database was too slow to keep it",
+    BODY_NOT_CAPTURED: "it came through nginx, which keeps none",
 }
 
 

@@ -20,7 +20,7 @@ from core.keeping import Policy
 from core.keys import Key, Use
 from core.tasks import TaskRestored
 from core.units import AgentId, ModelKey, UnixMs
-from edge.wire import ClientConnection, RequestHead
+from edge.denied import Asks, Peer
 from servers import clock, history_file
 from servers.access import Access
 from servers.driver import Driver
@@ -237,7 +237,7 @@ class Memory:
         """A request is over."""
         self.history.record(record)
 
-    def _address_of(self, conn: ClientConnection, head: RequestHead) -> str:
+    def _address_of(self, conn: Peer, head: Asks) -> str:
         return conn.peer_host if self._access is None else self._access.address_of(conn, head)
 
     # ------------------------------------------------------------ API keys

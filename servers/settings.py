@@ -6,6 +6,7 @@ Decides what a setting takes. Knows no socket and no router. Invariants: a `Sett
 
 import ipaddress
 import math
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 OLLAMA_PORT: Final = 11434
 LOOPBACK: Final[tuple[Network, ...]] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 SLOTS_MAX: Final = 1024
+SOCKET_PATH_MAX_BYTES: Final = 100
 TOML_MAX_BYTES: Final = MIB
 """A settings file larger than this is something else."""
 
@@ -56,6 +58,9 @@ class Settings:
     cloud: bool = False
     preload: bool = False
     nginx_direct: bool = False
+    selection: Path | None = None
+    """Its socket; None: `selection.sock` in the data directory, `NO_SELECTION`: there is none."""
+    tally: tuple[str, int] = ("127.0.0.1", 0)
     history_json: bool = False
     require_gpu: bool = True
     auth: str = "auto"
@@ -188,6 +193,24 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _path(value: str) -> Path:
     return Path(_text(value)).expanduser()
+
+
+NO_SELECTION: Final = Path()
+
+
+def _socket_path(value: str) -> Path:
+    path = NO_SELECTION if value.lower() == "off" else _path(value)
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX_BYTES:
+        raise ValueError("the system allows socket paths of 100 bytes")
+    return path
+
+
+def _loopback(value: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not ipaddress.ip_address(host).is_loopback:
+        raise ValueError
+    return host, _port(port)
 
 
 def _file(value: str) -> Path:
@@ -343,7 +366,9 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting("ROUTER_RESUME", "resume", _one_of("off", "text"), "off or text", "resume an answer elsewhere in mid-stream"),
     Setting("ROUTER_CLOUD", "cloud", _bool, _BOOL, "cloud models allowed", active=False),
     Setting("ROUTER_PRELOAD", "preload", _bool, _BOOL, "placement may load models", active=False),
-    Setting("ROUTER_NGINX_DIRECT", "nginx_direct", _bool, _BOOL, "nginx talks to bare nodes straight", active=False),
+    Setting("ROUTER_NGINX_DIRECT", "nginx_direct", _bool, _BOOL, "nginx talks to nodes without an agent straight"),
+    Setting("ROUTER_SELECTION", "selection", _socket_path, "the path of a socket, or off", "where nginx asks which node to take"),
+    Setting("ROUTER_TALLY", "tally", _loopback, "host:port on this machine", "where nginx reports what ended"),
     Setting("HISTORY_JSON", "history_json", _bool, _BOOL, "mirror of the newest records in a JSON file"),
     Setting("ROUTER_REQUIRE_GPU", "require_gpu", _bool, _BOOL, "agents that register from elsewhere must have a GPU"),
     Setting("ROUTER_AUTH", "auth", _one_of("auto", "required", "off"), "one of auto, required, off", "who must show a token"),

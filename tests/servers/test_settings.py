@@ -28,6 +28,8 @@ WRONG = {
     "ROUTER_CLOUD": ["maybe"],
     "ROUTER_PRELOAD": ["2"],
     "ROUTER_NGINX_DIRECT": ["x"],
+    "ROUTER_SELECTION": ["/" + "x" * 100],
+    "ROUTER_TALLY": ["10.0.0.1:0", "127.0.0.1", "localhost:1", "127.0.0.1:70000"],
     "HISTORY_JSON": ["x"],
     "ROUTER_REQUIRE_GPU": ["gpu"],
     "ROUTER_AUTH": ["of", "none"],

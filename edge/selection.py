@@ -1,0 +1,436 @@
+"""The selection endpoint: nginx asks here, request by request, which node gets it. HTTP/1.1 over a unix socket, answered with headers.
+
+Decides what nginx may carry out itself; whatever else there is to do is handed to the embedded edge (`edge.handover`), so that both edges
+answer alike. The node is the router's choice. A request that waits in the queue has its answer held back; when its connection closes
+meanwhile, its client has left.
+
+One task owns all connections, through an epoll of its own: reading, deciding and answering are one step, without a switch of tasks per
+request. Invariants: a turn ends after `TURN_S`, and others get theirs; every request that the router was told of is in the handover's
+table from then on; an answer that could not be sent whole ends its request. Bodies are only looked at, never kept.
+"""
+
+import ipaddress
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable
+from hashlib import sha1
+from typing import Final
+from typing import Protocol as Interface
+
+import msgspec
+import trio
+from trio.lowlevel import checkpoint, wait_readable
+
+from core.aliases import Aliases
+from core.events import Ending, Forward, RequestCame, Route, Settled, Upstream
+from core.history import EDGE_NGINX
+from core.units import AgentId, RequestId
+from edge.body import inspect_ordinary
+from edge.denied import Denied
+from edge.desk import Answer
+from edge.handover import Carried, Decides, Handover
+from edge.headers import host_of, safe_value
+from edge.wire_heads import HttpError, RequestHead, parse_request_head
+
+TURN_S: Final = 0.002
+"""So long at most without giving way to other tasks."""
+
+RECEIVE_BYTES: Final = 320 << 10
+BODY_MAX_BYTES: Final = 256 << 10
+"""nginx sends no larger body here."""
+HEAD_MAX_BYTES: Final = 64 << 10
+EVENTS_MAX: Final = 256
+ACCEPTS_IN_A_ROW: Final = 64
+BACKLOG: Final = 1024
+WAYS_MAX: Final = 4096
+
+_CLOSED: Final = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
+_READ: Final = getattr(select, "EPOLLIN", 0)
+
+_ROUTES: Final = {
+    b"/api/chat": Route.CHAT,
+    b"/api/generate": Route.GENERATE,
+    b"/api/embed": Route.EMBED,
+    b"/api/embeddings": Route.EMBEDDINGS,
+    b"/v1/chat/completions": Route.V1_CHAT,
+    b"/v1/completions": Route.V1_COMPLETIONS,
+    b"/v1/embeddings": Route.V1_EMBEDDINGS,
+    b"/v1/responses": Route.V1_RESPONSES,
+    b"/v1/messages": Route.V1_MESSAGES,
+}
+"""By the literal path, in its one plain spelling."""
+
+_TO_COORDINATOR: Final = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+_NOT_HERE: Final = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+class Asked:
+    """Who asks for what, as the rules of access and history see a client's request. `peer_host`: nginx's own peer."""
+
+    __slots__ = ("fields", "path", "peer_host", "peer_port")
+
+    def __init__(self, peer_host: str, path: str, fields: dict[bytes, bytes]) -> None:
+        self.peer_host = peer_host
+        self.peer_port = 0
+        self.path = path
+        self.fields = fields
+
+
+class Rules(Interface):
+    """What the selection asks of `servers.access.Access`."""
+
+    def gate(self, peer: Asked, asked: Asked, /) -> Denied | None: ...
+
+    def client_of(self, peer: Asked, asked: Asked, /) -> str: ...
+
+    def judge_model(self, client: str, model: str | None, /, *, told_once: bool) -> Denied | None: ...
+
+
+class Records(Interface):
+    """Who wants to know of requests: `servers.history.History`."""
+
+    def open(self, request_id: RequestId, peer: Asked, asked: Asked, route: Route, /, *, stream: bool, edge: str) -> object: ...
+
+
+class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that nginx may reach; `group` is what both sides call its upstream group."""
+
+    group: str
+    host: str
+    port: int
+    gateway: bool
+
+
+class Nodes(msgspec.Struct, frozen=True, kw_only=True):
+    """What `edge.nginx` needs to know: the answer to `GET /nodes`."""
+
+    secret: str
+    tally: str | None
+    coordinator: str
+    direct: bool
+    nodes: list[NodeRow]
+
+
+class _Way:
+    """How nginx reaches a node, as the beginning of an answer."""
+
+    __slots__ = ("agent_id", "direct", "name", "start")
+
+    def __init__(self, agent_id: AgentId, name: str, direct: bool, start: bytes) -> None:
+        self.agent_id = agent_id
+        self.name = name
+        self.direct = direct
+        self.start = start
+
+
+class _Connection:
+    """One of nginx's connections. `data`: what came and is not a whole request yet."""
+
+    __slots__ = ("_selection", "data", "held", "sock", "unsent")
+
+    def __init__(self, sock: socket.socket, selection: "Selection") -> None:
+        self.sock = sock
+        self.data = b""
+        self.held: Carried | None = None
+        self.unsent: list[Carried] = []
+        """Granted requests whose answers did not get through."""
+        self._selection = selection
+
+    def decided(self, carried: Carried, effect: Answer) -> None:
+        """The request whose answer was held back has one now."""
+        self.held = None
+        self.send(self._selection.answer(carried, effect), [carried])
+
+    def send(self, data: bytes, carried: list[Carried]) -> None:
+        """Send answers, which must fit into the socket; the loop finds a connection where they did not."""
+        try:
+            if self.sock.send(data) == len(data):
+                return
+        except OSError:
+            pass
+        self.unsent += carried
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+def can_select() -> bool:
+    """Whether this system has what the endpoint is made of."""
+    return hasattr(select, "epoll") and hasattr(socket, "AF_UNIX")
+
+
+def group_of(upstream: Upstream) -> str:
+    """The name of a node's upstream group."""
+    return "n_" + sha1(host_of(upstream), usedforsecurity=False).hexdigest()[:12]
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an address: nginx looks no names up."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Selection:
+    """One per coordinator. `run` it once."""
+
+    def __init__(
+        self,
+        decider: Decides,
+        handover: Handover,
+        *,
+        rules: Rules,
+        new_id: Callable[[], RequestId],
+        credential_of: Callable[[AgentId], bytes | None],
+        nodes: Callable[[], Nodes],
+        clock: Callable[[], float],
+        report: Callable[[Exception], None],
+        aliases: Aliases | None = None,
+        records: Records | None = None,
+        direct: bool = False,
+    ) -> None:
+        self._decider = decider
+        self._handover = handover
+        self._rules = rules
+        self._new_id = new_id
+        self._credential_of = credential_of
+        self._nodes = nodes
+        self._clock = clock
+        self._report = report
+        self._aliases = aliases
+        self._records = records
+        self._direct = direct
+        self._ways: dict[Upstream, _Way | None] = {}
+        self._conns: dict[int, _Connection] = {}
+        self._others: dict[int, Callable[[], None]] = {}
+        self.decided = 0
+        """Requests that nginx was given a node for."""
+        self.handed_over = 0
+
+    @property
+    def connections(self) -> int:
+        """Of nginx, now."""
+        return len(self._conns)
+
+    def also_read(self, sock: socket.socket, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever `sock` is readable; before `run`."""
+        self._others[sock.fileno()] = ready
+
+    # ------------------------------------------------------------ the loop
+
+    async def run(self, listening: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve a listening, non-blocking socket until cancelled."""
+        epoll = select.epoll()
+        accepts = listening.fileno()
+        self._others[accepts] = lambda: self._accept(listening, epoll)
+        try:
+            for fd in self._others:
+                epoll.register(fd, _READ)
+            task_status.started()
+            await self._serve(epoll)
+        finally:
+            epoll.close()
+            for conn in self._conns.values():
+                conn.sock.close()
+            self._conns.clear()
+            del self._others[accepts]
+
+    async def _serve(self, epoll: "select.epoll") -> None:
+        conns, others, now = self._conns, self._others, time.perf_counter
+        fd = epoll.fileno()
+        until = now() + TURN_S
+        while True:
+            events = epoll.poll(0, EVENTS_MAX)
+            if not events:
+                await wait_readable(fd)
+                until = now() + TURN_S
+                continue
+            for ready, mask in events:
+                conn = conns.get(ready)
+                if conn is not None:
+                    self._ready(conn, mask)
+                elif (other := others.get(ready)) is not None:
+                    other()
+                if now() > until:
+                    await checkpoint()
+                    until = now() + TURN_S
+                    break  # what was ready still is
+
+    def _accept(self, listening: socket.socket, epoll: "select.epoll") -> None:
+        for _ in range(ACCEPTS_IN_A_ROW):
+            try:
+                sock, _peer = listening.accept()
+            except OSError:
+                return
+            sock.setblocking(False)
+            self._conns[sock.fileno()] = _Connection(sock, self)
+            epoll.register(sock.fileno(), _READ)
+
+    def _ready(self, conn: _Connection, mask: int) -> None:
+        """Read what is there, and answer what is whole."""
+        try:
+            data = conn.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data or mask & _CLOSED:
+            self._close(conn)
+            return
+        if conn.held is not None:
+            self._close(conn)  # nginx sends nothing before it has its answer
+            return
+        try:
+            self._answer_all(conn, conn.data + data if conn.data else data)
+        except HttpError:
+            self._close(conn)
+        except Exception as error:
+            self._report(error)
+            self._close(conn)
+
+    def _close(self, conn: _Connection) -> None:
+        """It is gone; so is the client whose answer was held back, and whoever did not get one."""
+        del self._conns[conn.sock.fileno()]
+        conn.sock.close()  # which takes it out of the epoll
+        left = [*conn.unsent, conn.held] if conn.held is not None else conn.unsent
+        conn.held = None
+        for carried in left:
+            carried.holder = None
+            if self._handover.table.get(carried.request_id) is carried:
+                self._handover.settle(carried, _left(carried.request_id))
+
+    def _answer_all(self, conn: _Connection, data: bytes) -> None:
+        """Answer each whole request in `data`. Raises HttpError: it cannot be read on."""
+        out: list[bytes] = []
+        granted: list[Carried] = []
+        try:
+            while data:
+                end = data.find(b"\r\n\r\n") + 4
+                if end < 4:
+                    if len(data) > HEAD_MAX_BYTES:
+                        raise HttpError(431, "a head that is too long")
+                    break
+                head = parse_request_head(data[:end])
+                length = head.content_length or 0
+                if head.chunked or length > BODY_MAX_BYTES:
+                    raise HttpError(413, "a body that does not belong here")
+                if len(data) < end + length:
+                    break
+                body = data[end : end + length]
+                data = data[end + length :]
+                answer = self._decide(conn, head, body, granted)
+                if answer is None:
+                    if data:
+                        raise HttpError(400, "a request before the last one was answered")
+                    break
+                out.append(answer)
+        finally:
+            conn.data = data
+            if out:
+                conn.send(out[0] if len(out) == 1 else b"".join(out), granted)
+
+    # ------------------------------------------------------------ one request
+
+    def _decide(self, conn: _Connection, head: RequestHead, body: bytes, granted: list[Carried]) -> bytes | None:
+        """The answer; None: it is held back."""
+        if head.target != b"/select":
+            return self._tell_nodes() if head.target == b"/nodes" and head.method == "GET" else _NOT_HERE
+        fields = head.fields
+        path = fields.get(b"x-path", b"")
+        route = _ROUTES.get(path)
+        if route is None or b"x-explain" in fields:
+            return _TO_COORDINATOR
+        facts = inspect_ordinary(route, body)
+        model = None if facts is None else facts.model
+        if facts is None or facts.unload or (self._aliases and self._aliases.models(model)):
+            return _TO_COORDINATOR
+        rules = self._rules
+        asked = Asked(fields.get(b"x-peer", b"").decode("latin-1"), path.decode("latin-1"), fields)
+        client = rules.client_of(asked, asked)
+        if rules.judge_model(client, model, told_once=facts.named_once) is not None or rules.gate(asked, asked) is not None:
+            return _TO_COORDINATOR  # which says why
+        request_id = self._new_id()
+        carried = Carried(request_id, route, facts.stream)
+        carried.connection = fields.get(b"x-connection")
+        if self._records is not None:
+            self._records.open(request_id, asked, asked, route, stream=facts.stream, edge=EDGE_NGINX)
+        self._handover.add(carried)
+        self._decider.apply(
+            RequestCame(
+                request_id=request_id,
+                route=route,
+                model=model,
+                client=client,
+                stream=facts.stream,
+                runner_options=facts.runner_options,
+                input_tokens=facts.input_tokens,
+                prefixes=facts.prefixes,
+                output_limit=facts.output_limit,
+                constrained=facts.constrained,
+                load_only=facts.load_only,
+            )
+        )
+        effect = carried.take_decision()
+        if effect is None:
+            carried.holder = conn
+            conn.held = carried
+            return None
+        granted.append(carried)
+        return self.answer(carried, effect)
+
+    def answer(self, carried: Carried, effect: Answer) -> bytes:
+        """What nginx is to do about it."""
+        if isinstance(effect, Forward):
+            carried.forward, carried.lease_id, carried.agent_id = effect, effect.lease.id, effect.lease.agent_id
+            way = self._way(effect)
+            if way is not None and not effect.unload and effect.model is None and effect.raise_context is None:
+                carried.direct = way.direct
+                carried.since = self._clock()
+                self.decided += 1
+                return way.start + f"{effect.lease.id}\r\nX-Request-Id: {carried.request_id}\r\n\r\n".encode("ascii")
+        self.handed_over += 1
+        self._handover.hand_over(carried, effect, now=self._clock())
+        return b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nX-Takeover: %b\r\n\r\n" % carried.request_id.encode("ascii")
+
+    def _way(self, effect: Forward) -> _Way | None:
+        """How nginx reaches this node; None: it may not, or cannot."""
+        lease = effect.lease
+        upstream = lease.upstream
+        way = self._ways.get(upstream)
+        if way is None or way.name != lease.agent_name or way.agent_id != lease.agent_id:
+            if len(self._ways) >= WAYS_MAX:
+                self._ways.clear()
+            way = self._ways[upstream] = self._make_way(lease.agent_id, lease.agent_name, upstream)
+        return way
+
+    def _make_way(self, agent_id: AgentId, name: str, upstream: Upstream) -> _Way | None:
+        if upstream.tls or not (upstream.gateway or self._direct) or not is_address(upstream.host):
+            return None
+        lines = [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Upstream: ", host_of(upstream), b"\r\nX-Node: ", safe_value(name)]
+        if upstream.gateway and (credential := self._credential_of(agent_id)):
+            lines += (b"\r\nX-Credential: ", credential)
+        if upstream.base_path:
+            lines += (b"\r\nX-Prefix: ", upstream.base_path.rstrip("/").encode("ascii", "replace"))
+        return _Way(agent_id, name, not upstream.gateway, b"".join((*lines, b"\r\nX-Lease: ")))
+
+    def _tell_nodes(self) -> bytes:
+        body = msgspec.json.encode(self._nodes())
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def _left(request_id: RequestId) -> Settled:
+    return Settled(request_id=request_id, ending=Ending.CANCELLED, status=499, message="the client left")
+
+
+def reachable(upstreams: Iterable[Upstream], *, direct: bool) -> list[NodeRow]:
+    """Rows of the nodes that nginx may reach, each once."""
+    rows: dict[str, NodeRow] = {}
+    for upstream in upstreams:
+        if not upstream.tls and (upstream.gateway or direct) and is_address(upstream.host):
+            group = group_of(upstream)
+            rows[group] = NodeRow(group=group, host=upstream.host, port=upstream.port, gateway=upstream.gateway)
+    return list(rows.values())
