@@ -18,13 +18,13 @@ from typing import Protocol as Interface
 from core.events import AttemptEnded, Cut, Ending, Failure, Forward, RequestEffect, Route, Settled, Wait
 from core.leases import Expiry
 from core.units import AgentId, Instant, LeaseId, RequestId
-from edge.body import read_body
 from edge.desk import Answer, Decider, Desk
 from edge.listener import Takeover
-from edge.proxy import Proxy, _One
+from edge.live import Live
+from edge.proxy import Proxy
 from edge.relay import FAILURE_HEADER, Failed, Kept
 from edge.verdicts import error_text
-from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead
+from edge.wire import ClientConnection, RequestHead, ResponseHead
 
 TAKEOVER: Final = b"x-ollama-router-takeover"
 """`<secret> <request id>`."""
@@ -162,7 +162,7 @@ class Handover:
         async def take_over(conn: ClientConnection, head: RequestHead, route: Route) -> bool:
             claim = self.claim(head.fields[TAKEOVER], route, head)
             if claim is not None:
-                await claim.serve(proxy, conn, head)
+                await proxy.go_on(conn, head, claim)
             return claim is not None
 
         return take_over
@@ -190,54 +190,31 @@ class Handover:
 
 
 class Claim:
-    """A request that the embedded edge goes on with. `failed`: what is known of the node that nginx tried; None: nothing, or it tried
-    none."""
+    """A request that the embedded edge goes on with (`edge.proxy.Begun`). `failed`: what is known of the node that nginx tried; None:
+    nothing, or it tried none."""
 
-    __slots__ = ("_carried", "_decider", "_failed")
+    __slots__ = ("_decider", "_failed", "desk")
 
-    def __init__(self, decider: Decides, carried: Carried, failed: Failed | None) -> None:
+    def __init__(self, decider: Decider, carried: Carried, failed: Failed | None) -> None:
         self._decider = decider
-        self._carried = carried
+        self.desk = carried
         self._failed = failed
 
-    async def serve(self, proxy: Proxy, conn: ClientConnection, head: RequestHead) -> None:
-        """Answer it. Raises as `Proxy.serve`."""
-        carried = self._carried
-        request_id = carried.request_id
-        settled: Settled | None = None
-        try:
-            body = await read_body(conn, head, proxy._budget)
-            try:
-                one = _One(proxy, conn, head, carried.route, body, carried.stream, carried)
-                if proxy._recorder is not None:
-                    one.capture = proxy._recorder.open(request_id, conn, head, carried.route, stream=carried.stream)
-                proxy._live[request_id] = one
-                try:
-                    self._go_on(one)
-                    settled = await one.run()
-                    if one.capture is not None:
-                        await one.capture.take_request(body)
-                finally:
-                    del proxy._live[request_id]
-                    one.close()
-            finally:
-                body.close()
-        except ClientGone:
-            settled = settled or _cancelled(request_id, "the client left")
-            raise
-        finally:
-            if settled is None:
-                settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router could not go on with it")
-            self._decider.apply(settled)
-            self._decider.close_desk(request_id)
+    @property
+    def route(self) -> Route:
+        return self.desk.route
 
-    def _go_on(self, one: _One) -> None:
+    @property
+    def stream(self) -> bool:
+        return self.desk.stream
+
+    def resume(self, one: Live) -> None:
         """Where nginx tried a node: say that it failed, or have it tried again by somebody who sees why it fails."""
-        carried, failed, forward = self._carried, self._failed, self._carried.forward
+        carried, failed, forward = self.desk, self._failed, self.desk.forward
         if carried.handed or forward is None:
             return
         if failed is None:
-            carried._answers.append(forward)
+            carried.put(forward)
             return
         carried.forget_attempt()
         if failed.kept is not None:

@@ -24,7 +24,7 @@ from edge.as_sent import read_facts
 from edge.body import Body, BodyBudget, BodyFacts, inspect_ordinary, read_body
 from edge.capture import Recorder
 from edge.denied import Denied
-from edge.desk import Decider, Explainer
+from edge.desk import Decider, Desk, Explainer
 from edge.headers import error_response
 from edge.live import Live, Means, ProxyOptions
 from edge.pool import Pool
@@ -40,6 +40,22 @@ class JudgeModel(Interface):
     """Whether a client may reach the model that the node will see."""
 
     def __call__(self, client: str, model: str | None, /, *, told_once: bool) -> Denied | None: ...
+
+
+class Begun(Interface):
+    """A request that another edge began (`edge.handover`): its effects are at `desk`."""
+
+    @property
+    def desk(self) -> Desk: ...
+
+    @property
+    def route(self) -> Route: ...
+
+    @property
+    def stream(self) -> bool: ...
+
+    def resume(self, one: Live, /) -> None:
+        """Tell the router, and `one`, what became of it until now."""
 
 
 def _open_to_all(_client: str, _model: str | None, /, *, told_once: bool) -> Denied | None:
@@ -178,6 +194,30 @@ class Proxy:
             self._settle(one, None)
             raise
         return one
+
+    async def go_on(self, conn: ClientConnection, head: RequestHead, begun: Begun) -> None:
+        """Answer a request that the router was told of elsewhere. Raises as `serve`."""
+        desk = begun.desk
+        try:
+            body = await read_body(conn, head, self._budget)
+        except BaseException:
+            gone = Settled(request_id=desk.request_id, ending=Ending.CANCELLED, message="its body did not come to the embedded edge")
+            self._decider.apply(gone)
+            self._decider.close_desk(desk.request_id)
+            raise
+        try:
+            one = Live(self._means, conn, head, begun.route, body, begun.stream, desk)
+            if self._recorder is not None:
+                one.capture = self._recorder.open(desk.request_id, conn, head, begun.route, stream=begun.stream)
+            self._live[desk.request_id] = one
+            try:
+                begun.resume(one)
+            except BaseException:
+                self._settle(one, None)
+                raise
+            await self.finish(one)
+        finally:
+            body.close()
 
     async def finish(self, one: Live) -> None:
         """Carry out what the router wants for a request that has begun, and settle it."""
