@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from agent.config import AgentConfig, Identity, port_of
+from agent.endings import Endings, Unheard
 from agent.gateway import Gateway
 from agent.log import LogTail
 from agent.observe.host import cpu_and_memory, free_for_models, machine_name, source_address
@@ -46,7 +47,16 @@ from core.agent_link import (
 )
 from core.errors import RemoteError
 from core.events import Note
-from core.messages import GpuDevice, HeartbeatAnswer, PullReports, PullReportsAnswer, Registration, RegistrationAnswer
+from core.messages import (
+    EndingReports,
+    EndingReportsAnswer,
+    GpuDevice,
+    HeartbeatAnswer,
+    PullReports,
+    PullReportsAnswer,
+    Registration,
+    RegistrationAnswer,
+)
 from core.units import Instant
 
 AGENT_VERSION: Final = "0.1.0"
@@ -57,6 +67,9 @@ SILENT_MAX: Final = 2
 FIRST_LOOK_S: Final = 3.0
 """How long the first registration waits to learn about Ollama."""
 ANSWER_MAX_BYTES: Final = 1 << 20
+LAST_WORDS_S: Final = 2.0
+"""How long an agent that leaves waits for the coordinator to take the last endings."""
+_NEVER_TAKEN: Final = (400, 413, 422)
 
 
 class Daemon:
@@ -72,6 +85,8 @@ class Daemon:
         nvidia: Callable[[], Nvidia] = Nvidia,
     ) -> None:
         self.gateway = Gateway(config.ollama_url, tail=tail)
+        self._endings = Endings(self._report_endings)
+        self.gateway.ended = self._endings.add
         self._config = config
         self._identity = identity
         self._dice = dice
@@ -81,6 +96,7 @@ class Daemon:
         self._token: str | None = None
         self._wake = trio.Event()
         self._left = trio.Event()
+        self._last_words = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._stop_asked = False
         self._port = 0
@@ -122,15 +138,20 @@ class Daemon:
             nursery.start_soon(self._watch_load, nvidia)
             pulls = self.gateway.pulls = Pulls(self.gateway.ollama(), post=self._report_pulls, seen=self._saw_installed)
             nursery.start_soon(pulls.run)
+            nursery.start_soon(self._endings.run)
             nursery.start_soon(self._drive)
             task_status.started()
             await self._left.wait()
+            self._last_words.deadline = trio.current_time() + LAST_WORDS_S
+            with self._last_words:
+                await self._endings.flush()
             nursery.cancel_scope.cancel()
         self._log.info("agent stopped")
 
     def stop(self) -> None:
         """Leave in order: tell the coordinator, let requests end, at most `stop_timeout_s`. The second call: leave at once."""
         if self._stop_asked:
+            self._last_words.cancel()
             self._left.set()
             return
         self._stop_asked = True
@@ -211,6 +232,15 @@ class Daemon:
             return None
         answer = await self._post(f"/api/agents/{self._link.agent_id}/tasks", messages.encode(reports), 0, PullReportsAnswer, {})
         return answer if isinstance(answer, PullReportsAnswer) else None
+
+    async def _report_endings(self, reports: EndingReports) -> EndingReportsAnswer | Unheard:
+        """How requests that nginx brought ended."""
+        if self._link is None or not self._link.agent_id:
+            return Unheard.AGAIN
+        answer = await self._post(f"/api/agents/{self._link.agent_id}/endings", messages.encode(reports), 0, EndingReportsAnswer, {})
+        if isinstance(answer, EndingReportsAnswer):
+            return answer
+        return Unheard.NEVER if isinstance(answer, CallRefused) and answer.status in _NEVER_TAKEN else Unheard.AGAIN
 
     def _saw_installed(self, rows: list[Any]) -> None:
         """What Ollama holds after a download, told before the download's end is."""

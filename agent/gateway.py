@@ -1,8 +1,8 @@
 """The agent's own port: the local Ollama, for callers that show the gateway's credential.
 
-Decides who may pass and what an honest end is made of (with `edge.relay`); never which node serves a request. Inference routes are
-counted, and told truly: a failure before the first byte is a 502 that says which, a cut after it an error in-band and no last chunk.
-All other routes pass as they are, streaming both ways.
+Decides who may pass; never which node serves a request. Inference routes (`agent.inference`) are counted, and told truly: a failure
+before the first byte is a 502 that says which, a cut after it an error in-band and no last chunk. All other routes pass as they are,
+streaming both ways.
 
 Invariants: a request id is in `in_flight` exactly while its request is worked on; nothing but `/healthz` is answered without the
 credential, and nothing at all before there is one; a caller that leaves closes the local request at once; an answer of Ollama that
@@ -13,10 +13,8 @@ import errno
 import hmac
 import itertools
 import socket
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,30 +23,27 @@ import structlog
 import trio
 
 from agent.config import port_of
+from agent.inference import Inference
 from agent.log import LINES_MAX, LogTail
 from agent.pulls import Pulls, order_from
 from core.errors import ConfigError
 from core.events import Failure, Route, Upstream
-from core.units import GIB, MIB
+from core.messages import EndingReport
+from core.units import GIB
 from edge.body import Body, BodyBudget, read_body
 from edge.denied import Denied
 from edge.headers import error_response, request_head, response_head, safe_value, simple_response
 from edge.listener import Listener, bind
 from edge.model_work import NodeOllama
 from edge.pool import DialFailed, Pool
-from edge.relay import FAILURE_HEADER, Failed, Good, open_answer, pour
+from edge.relay import FAILURE_HEADER
+from edge.told import EDGE_KEY, NGINX
 from edge.web import WebPass
-from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut, Watch
+from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut, Watch
 
 CREDENTIAL_HEADER: Final = b"x-ollama-router-credential"
-HOLD_BYTES: Final = 16 * MIB
-"""A non-streaming answer is held until whole up to this size (contract 4)."""
-
 BODY_MAX_BYTES: Final = 16 * GIB
 """The coordinator has its own, lower limit; this one only keeps the disk from filling up."""
-
-ONE_SEND_BYTES: Final = 64 * 1024
-"""Smaller bodies leave together with their head."""
 
 LINES_DEFAULT: Final = 200
 RECENT: Final = 0.2
@@ -66,6 +61,8 @@ class Gateway:
         self.average_response_time_ms: float | None = None
         self.pulls: Pulls | None = None
         """Who does the downloads that the coordinator orders."""
+        self.ended: Callable[[EndingReport], None] = lambda _: None
+        """Is told how each request that nginx brought ended."""
         self._upstream = Upstream(host=parts.hostname or "", port=port_of(ollama_url), base_path=parts.path)
         self._tail = tail
         self._watch = Watch()
@@ -130,99 +127,25 @@ class Gateway:
             ClientGone: the caller left.
         """
         request_id = _id_of(head)
-        with self._counted(request_id):
-            body = await read_body(conn, head, self._budget)
-            try:
-                await self._forward(conn, head, route, body, request_id)
-            finally:
-                body.close()
-
-    @contextmanager
-    def _counted(self, request_id: str) -> Iterator[None]:
+        for_nginx = head.fields.get(EDGE_KEY) == NGINX
         serial = next(self._serials)
         self._in_flight[serial] = request_id
+        one = Inference(self._pool, self._upstream, conn, head, route, request_id, for_nginx=for_nginx)
         try:
-            yield
+            body = await read_body(conn, head, self._budget)
+            try:
+                took_s = await one.run(body)
+                if took_s is not None:
+                    self._took(1000 * took_s)
+            finally:
+                body.close()
+        except HttpError as error:
+            one.refused(error.status, error.text)
+            raise
         finally:
             del self._in_flight[serial]
-
-    async def _forward(self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str) -> None:
-        began = time.monotonic()
-        upstream: UpstreamConnection | None = None
-        failed: Failed | None = None
-        with trio.CancelScope() as scope:
-            conn.begin(scope)
-            try:
-                upstream, opened = await self._open(conn, head, route, body, request_id)
-                if isinstance(opened, Failed):
-                    failed = opened
-                else:
-                    assert upstream is not None
-                    framing = opened.framing_for(head)
-                    extra = [(b"X-Request-Id", request_id.encode("ascii"))]
-                    keep_alive = not conn.must_close
-                    head_bytes = response_head(opened.head, framing=framing, length=opened.length, keep_alive=keep_alive, extra=extra)
-                    poured = await pour(opened, upstream, conn, head_bytes=head_bytes, route=route)
-                    if poured.clean:
-                        self._took(1000 * (time.monotonic() - began))
-            finally:
-                conn.end()
-                if upstream is not None:
-                    self._pool.give_back(upstream)
-        if scope.cancelled_caught:
-            raise ClientGone("the caller left")
-        if failed is not None:
-            await self._tell(conn, failed, request_id)
-
-    async def _open(
-        self, conn: ClientConnection, head: RequestHead, route: Route, body: Body, request_id: str
-    ) -> tuple[UpstreamConnection | None, Good | Failed]:
-        """Send the request to Ollama and read the beginning of its answer. A stale kept connection is replaced once."""
-        data = request_head(head, self._upstream, request_id=request_id, body_length=body.length, client_host=conn.peer_host)
-        upstream = self._pool.take(self._upstream)
-        while True:
-            try:
-                upstream = upstream or await self._pool.dial(self._upstream)
-            except DialFailed as error:
-                return None, Failed(failure=Failure.REFUSED, text=f"Ollama cannot be reached: {error}")
-            try:
-                opened = await self._exchange(upstream, data, body, route)
-            except BaseException:
-                upstream.close()
-                raise
-            if isinstance(opened, Good):
-                return upstream, opened
-            if not (upstream.reused and not upstream.bytes_received and opened.failure in (Failure.DIED, Failure.NOT_TAKEN)):
-                return upstream, opened
-            upstream.close()
-            upstream = None
-
-    async def _exchange(self, upstream: UpstreamConnection, data: bytes, body: Body, route: Route) -> Good | Failed:
-        try:
-            if body.data is not None and body.length <= ONE_SEND_BYTES:
-                await upstream.send(data + body.data)
-            else:
-                await upstream.send(data)
-                await body.send_to(upstream)
-        except UpstreamCut as error:
-            return Failed(failure=Failure.NOT_TAKEN, text=str(error))
-        return await open_answer(upstream, route=route, stream=route.streams_by_default, hold_bytes=HOLD_BYTES)
-
-    async def _tell(self, conn: ClientConnection, failed: Failed, request_id: str) -> None:
-        """Ollama's own words where it has any, else which failure it was."""
-        extra = [(b"X-Request-Id", request_id.encode("ascii"))]
-        if failed.kept is not None:
-            kept = failed.kept
-            head = response_head(kept.head, framing=kept.framing, keep_alive=not conn.must_close, extra=extra)
-            await conn.send(head + kept.framed())
-            return
-        status = 502
-        if failed.failure is Failure.ANSWERED:  # an error too long to be held: its beginning is in the text
-            status = failed.status
-        else:
-            extra.append((FAILURE_HEADER, failed.failure.value.encode()))
-        text = failed.text or "Ollama failed before it answered"
-        await conn.send(simple_response(status, msgspec.json.encode({"error": text}), extra=extra, keep_alive=not conn.must_close))
+            if for_nginx:
+                self.ended(one.report())
 
     def _took(self, ms: float) -> None:
         before = self.average_response_time_ms
@@ -311,8 +234,9 @@ class _Others:
                 conn.must_close = True
                 return
             failure = Failure.REFUSED if isinstance(error, DialFailed) else Failure.DIED
-            text = f"Ollama did not answer: {error}"
-            await gateway._tell(conn, Failed(failure=failure, text=text), _new_id())
+            extra = ((b"X-Request-Id", _new_id().encode()), (FAILURE_HEADER, failure.value.encode()))
+            answer = msgspec.json.encode({"error": f"Ollama did not answer: {error}"})
+            await conn.send(simple_response(502, answer, extra=extra, keep_alive=not conn.must_close))
         finally:
             conn.end()
             if upstream is not None:
@@ -346,7 +270,10 @@ class _Others:
 
 def _id_of(head: RequestHead) -> str:
     """The id that the caller gave this request, else a new one."""
-    return safe_value(head.fields.get(b"x-request-id", b"").decode("latin-1")[:200]).decode("ascii") or _new_id()
+    text = head.fields.get(b"x-request-id", b"").decode("latin-1")[:200]
+    if text.isascii() and text.isprintable():
+        return text or _new_id()
+    return safe_value(text).decode("ascii") or _new_id()
 
 
 def _new_id() -> str:

@@ -186,13 +186,15 @@ class EndingReports(msgspec.Struct, frozen=True, kw_only=True):
 
     reports: Annotated[list[EndingReport], msgspec.Meta(max_length=ENDINGS_MAX)]
     dropped: Amount = 0
-    """Reports that this run of the agent has given up because there were too many."""
+    """Reports that were given up since the last confirmed message, because there were too many."""
 
 
 class EndingReportsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer confirms all that came; what the coordinator does not know (it began anew) it has dropped."""
 
     taken: int = 0
+    gather_s: float = 0.25
+    """Least time between two messages that the coordinator wants: it has many agents to listen to."""
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):

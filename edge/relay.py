@@ -33,7 +33,8 @@ NO_END: Final = "the node ended its answer without saying that it was done"
 REPEATED: Final = "the model repeated itself, and the node stopped it"
 
 _FAILURE_KEY: Final = FAILURE_HEADER.lower()
-_FAILURES: Final = {failure.value.encode(): failure for failure in Failure}
+FAILURES: Final = {failure.value.encode(): failure for failure in Failure}
+"""By the header's value."""
 
 
 class Kept(msgspec.Struct, kw_only=True):
@@ -135,7 +136,7 @@ async def open_answer(conn: UpstreamConnection, *, route: Route, stream: bool, h
 async def _open_error(conn: UpstreamConnection, head: ResponseHead) -> Failed:
     body, whole = await _read_up_to(conn, ERROR_MAX_BYTES, await conn.read_some())
     text = error_text(body)
-    told = _FAILURES.get(head.fields.get(_FAILURE_KEY, b""))
+    told = FAILURES.get(head.fields.get(_FAILURE_KEY, b""))
     if told is not None:
         return Failed(failure=told, text=text)
     if not whole:

@@ -46,6 +46,11 @@ from servers.settings import SLOTS_MAX, parse_upstream, upstream_name
 SHOWN_INLINE: Final = 50
 """Longer lists become JSON in a worker thread."""
 
+ENDINGS_PER_S: Final = 100
+"""Messages about endings that a coordinator wants of all its agents; each costs it nearly a millisecond."""
+ENDINGS_EVERY_S: Final = 0.25
+ENDINGS_EVERY_MAX_S: Final = 1.0
+"""Between two of one agent."""
 ENDINGS_AT_ONCE: Final = 64
 """Endings that are taken in one step; each costs some 20 µs."""
 
@@ -125,9 +130,12 @@ def _add_reporting(app: QuartTrio, web: Web) -> None:
 
     @app.post("/api/agents/<agent_id>/endings")
     async def take_endings(agent_id: str) -> Response:
-        reports = (await read(EndingReports)).reports
+        message = await read(EndingReports)
+        reports = message.reports
         agent = _agent(web, agent_id)
         await web.access.check(Area.AGENT, caller(), agent_id=agent.id)
+        if message.dropped:
+            web.metrics.count("ollama_router_endings_dropped_total", {"agent": agent.name}, message.dropped)
         for at in range(0, len(reports), ENDINGS_AT_ONCE):
             some = reports[at : at + ENDINGS_AT_ONCE]
             if web.endings is not None:
@@ -135,7 +143,8 @@ def _add_reporting(app: QuartTrio, web: Web) -> None:
             else:
                 web.metrics.count("ollama_router_endings_unknown_total", {}, len(some))
             await trio.lowlevel.checkpoint()
-        return reply(EndingReportsAnswer(taken=len(reports)))
+        gather_s = min(ENDINGS_EVERY_MAX_S, max(ENDINGS_EVERY_S, len(web.driver.router.agent_ids()) / ENDINGS_PER_S))
+        return reply(EndingReportsAnswer(taken=len(reports), gather_s=gather_s))
 
 
 def _registration_answer(web: Web, answer: Registered, *, known_as: AgentId | None, gateway: bool) -> RegistrationAnswer:

@@ -12,7 +12,7 @@ import trio
 from agent.config import AgentConfig, GpuOverride, Identity
 from agent.daemon import Daemon
 from agent.log import configure
-from core.messages import Heartbeat, Registration, decode
+from core.messages import EndingReports, Heartbeat, Registration, decode
 from tests.agent.fakes import DONE, LAST_CHUNK, LIMIT_S, STREAM_HEAD, Heard, Server, answer, chunk, free_port, line, serving, until
 
 ID = "11111111-1111-4111-8111-111111111111"
@@ -26,12 +26,15 @@ class Coordinator:
         self.server: Server | None = None
         self.registrations: list[bytes] = []
         self.beats: list[bytes] = []
+        self.endings: list[bytes] = []
         self.silent = False
 
     async def handle(self, stream: trio.SocketStream, heard: Heard) -> None:
         if self.silent:
             await trio.sleep_forever()
-        if heard.target == "/api/agents":
+        if heard.target.endswith("/endings"):
+            await stream.send_all(self.endings.pop(0) if self.endings else answer(200, {"taken": 1}))
+        elif heard.target == "/api/agents":
             await stream.send_all(self.registrations.pop(0) if self.registrations else answer(201, REGISTERED))
         else:
             await stream.send_all(self.beats.pop(0) if self.beats else answer(200, {"status": "ok"}))
@@ -43,6 +46,11 @@ class Coordinator:
 
     def registered(self) -> list[Heard]:
         return [heard for heard in self.heard if heard.target == "/api/agents"]
+
+    def told(self) -> list[tuple[str, ...]]:
+        """Which requests' ends each message was about."""
+        reports = [decode(heard.body, EndingReports).reports for heard in self.heard if heard.target == f"/api/agents/{ID}/endings"]
+        return [tuple(report.request_id for report in some) for some in reports]
 
     def heartbeats(self) -> list[Heartbeat]:
         return [decode(heard.body, Heartbeat) for heard in self.heard if heard.target == "/api/health"]
@@ -278,10 +286,11 @@ def test_the_gateway_listens_only_where_it_must(settings: dict[str, str], host: 
 # ---------------------------------------------------------------- requests, and leaving
 
 
-async def ask(world: World, request_id: str) -> trio.SocketStream:
+async def ask(world: World, request_id: str, *, via: str = "embedded") -> trio.SocketStream:
     stream = await trio.open_tcp_stream("127.0.0.1", world.port)
     body = b'{"model":"m","messages":[]}'
     head = f"POST /api/chat HTTP/1.1\r\nHost: x\r\nX-Ollama-Router-Credential: credential-1\r\nX-Request-Id: {request_id}\r\n"
+    head += f"X-Ollama-Router-Edge: {via}\r\n"
     await stream.send_all(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     return stream
 
@@ -308,6 +317,48 @@ async def test_it_tells_that_it_stops_and_lets_requests_end(tmp_path: Path, monk
             await until(lambda: world.stopped)
         last = world.coordinator.heartbeats()[-1]
         assert (last.draining, last.in_flight) == (True, [])
+
+
+async def test_ends_are_told_until_they_are_heard_and_the_last_before_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator = Coordinator()
+    coordinator.endings = [answer(503, {"error": "later"}), answer(404, {"error": "who?"})]
+    async with living(tmp_path, monkeypatch, coordinator=coordinator, heartbeat_interval_s=1) as world:
+        await until(lambda: world.daemon.gateway.credential)
+        world.ollama.finish.set()
+        async with await ask(world, "r-1", via="nginx") as stream:
+            await read_until(stream, LAST_CHUNK)
+        await until(lambda: len(coordinator.told()) == 3)
+        assert coordinator.told() == [("r-1",)] * 3
+        assert coordinator.heard[-1].header("Authorization") == "Bearer token-1"
+        coordinator.endings = [answer(400, {"error": "unheard of"})]
+        async with await ask(world, "r-2", via="nginx") as stream:
+            await read_until(stream, LAST_CHUNK)
+        await until(lambda: len(coordinator.told()) == 4)
+        world.ollama.finish = trio.Event()
+        async with await ask(world, "r-3", via="nginx") as stream:
+            await read_until(stream, line("one"))
+            assert (await world.heartbeat(lambda beat: beat.in_flight == ["r-3"])).active_requests == 1
+            world.daemon.stop()
+            await world.heartbeat(lambda beat: beat.draining)
+            world.ollama.finish.set()
+            await until(lambda: world.stopped)
+        assert coordinator.told()[3:] == [("r-2",), ("r-3",)]
+
+
+async def test_an_agent_that_leaves_does_not_wait_long_for_a_coordinator_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.daemon.LAST_WORDS_S", 0.2)
+    coordinator = Coordinator()
+    async with living(tmp_path, monkeypatch, coordinator=coordinator) as world:
+        await until(lambda: world.daemon.gateway.credential)
+        world.ollama.finish.set()
+        coordinator.endings = [answer(500, {})] * 100
+        async with await ask(world, "r-1", via="nginx") as stream:
+            await read_until(stream, LAST_CHUNK)
+        await until(coordinator.told)
+        world.daemon.stop()
+        await until(lambda: world.stopped)
 
 
 async def test_the_patience_for_requests_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

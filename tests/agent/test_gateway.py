@@ -2,8 +2,6 @@
 
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -12,107 +10,14 @@ from agent.gateway import Gateway
 from agent.log import LogTail
 from core.errors import ConfigError
 from core.messages import PullOrder
-from tests.agent.fakes import (
-    DONE,
-    LAST_CHUNK,
-    LIMIT_S,
-    STREAM_HEAD,
-    Handler,
-    Heard,
-    Raw,
-    Server,
-    answer,
-    chunk,
-    free_port,
-    line,
-    receive,
-    serving,
-    until,
-)
-
-CREDENTIAL = "secret-1"
-CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}],  "unknown":[1]}'
-
-
-class Setup:
-    """A gateway, its Ollama, and connections of a caller."""
-
-    def __init__(self, gateway: Gateway, port: int, ollama: Server | None) -> None:
-        self.gateway = gateway
-        self.port = port
-        self._ollama = ollama
-
-    @property
-    def ollama(self) -> Server:
-        assert self._ollama is not None
-        return self._ollama
-
-    async def send(
-        self,
-        method: str,
-        target: str,
-        body: bytes | None = None,
-        *,
-        credential: str | None = CREDENTIAL,
-        request_id: str | None = None,
-        more: str = "",
-    ) -> trio.SocketStream:
-        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
-        head = f"{method} {target} HTTP/1.1\r\nHost: whoever\r\n{more}"
-        if credential is not None:
-            head += f"X-Ollama-Router-Credential: {credential}\r\n"
-        if request_id is not None:
-            head += f"X-Request-Id: {request_id}\r\n"
-        if body is not None:
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        await stream.send_all(head.encode() + b"\r\n" + (body or b""))
-        return stream
-
-    async def ask(self, method: str, target: str, body: bytes | None = None, **more: str | None) -> Raw:
-        stream = await self.send(method, target, body, **more)  # type: ignore[arg-type]
-        async with stream:
-            return await receive(stream, head_only=method == "HEAD")
-
-    async def chat(self, body: bytes = CHAT, **more: str | None) -> Raw:
-        return await self.ask("POST", "/api/chat", body, **more)
-
-
-@asynccontextmanager
-async def gateway_for(
-    handler: Handler | None, *, tail: LogTail | None = None, credential: bytes | None = CREDENTIAL.encode()
-) -> AsyncIterator[Setup]:
-    """Without a handler nobody listens where Ollama should be."""
-    async with serving(handler or _never) as ollama, trio.open_nursery() as nursery:
-        url = ollama.url if handler is not None else f"http://127.0.0.1:{free_port()}"
-        gateway = Gateway(url, tail=tail)
-        gateway.credential = credential
-        port = gateway.listen("127.0.0.1", 0)
-        await nursery.start(gateway.run)
-        yield Setup(gateway, port, ollama)
-        nursery.cancel_scope.cancel()
-
-
-async def _never(stream: trio.SocketStream, _: Heard) -> None:
-    raise AssertionError("this Ollama should not be asked")
-
-
-def saying(*pieces: bytes, close: bool = False) -> Handler:
-    """An Ollama that sends these pieces, then perhaps closes."""
-
-    async def handler(stream: trio.SocketStream, _: Heard) -> None:
-        for piece in pieces:
-            await stream.send_all(piece)
-        if close:
-            await stream.aclose()
-
-    return handler
-
+from tests.agent.fakes import DONE, LAST_CHUNK, LIMIT_S, STREAM_HEAD, Handler, Heard, answer, chunk, line, receive, until
+from tests.agent.gateways import CHAT, CREDENTIAL, gateway_for, never, saying
 
 # ---------------------------------------------------------------- orders to download
 
 
 async def test_orders_to_download_are_taken_by_who_does_them() -> None:
-    async with gateway_for(_never) as setup:
+    async with gateway_for(never) as setup:
         order = b'{"task_id":"t","model":"m"}'
         assert (await setup.ask("POST", "/pull", order)).status == 503
         taken: list[PullOrder] = []
@@ -144,7 +49,7 @@ async def test_orders_to_download_are_taken_by_who_does_them() -> None:
     ("method", "target"), [("POST", "/api/chat"), ("GET", "/api/tags"), ("GET", "/logs"), ("DELETE", "/api/delete"), ("GET", "/")]
 )
 async def test_without_the_credential_nothing_passes(shown: str | None, method: str, target: str) -> None:
-    async with gateway_for(_never) as setup:
+    async with gateway_for(never) as setup:
         raw = await setup.ask(method, target, CHAT if method != "GET" else None, credential=shown)
         assert raw.status == 401
         assert "send requests to the router" in json.loads(raw.body)["error"]
@@ -152,19 +57,19 @@ async def test_without_the_credential_nothing_passes(shown: str | None, method: 
 
 
 async def test_before_there_is_a_credential_nobody_passes() -> None:
-    async with gateway_for(_never, credential=None) as setup:
+    async with gateway_for(never, credential=None) as setup:
         for shown in (None, "", "None"):
             assert (await setup.chat(credential=shown)).status == 401
 
 
 @pytest.mark.parametrize("target", ["/api//chat", "/api/./chat", "/x/../api/chat", "/api%2Fchat"])
 async def test_no_spelling_of_a_path_passes_without_the_credential(target: str) -> None:
-    async with gateway_for(_never) as setup:
+    async with gateway_for(never) as setup:
         assert (await setup.ask("POST", target, CHAT, credential=None)).status in (307, 401)
 
 
 async def test_healthz_is_open() -> None:
-    async with gateway_for(_never) as setup:
+    async with gateway_for(never) as setup:
         raw = await setup.ask("GET", "/healthz", credential=None)
         assert (raw.status, raw.body) == (200, b'{"status":"ok"}')
         assert (await setup.ask("HEAD", "/healthz", credential=None)).status == 200
@@ -181,7 +86,7 @@ async def test_logs() -> None:
     tail = LogTail(Nowhere())  # type: ignore[arg-type]
     for number in range(300):
         tail.write(f"line {number}\n")
-    async with gateway_for(_never, tail=tail) as setup:
+    async with gateway_for(never, tail=tail) as setup:
         assert json.loads((await setup.ask("GET", "/logs")).body)["lines"] == [f"line {number}" for number in range(100, 300)]
         assert json.loads((await setup.ask("GET", "/logs?tail=2")).body)["lines"] == ["line 298", "line 299"]
         for bad in ("0", "2001", "x", "-1", "1e3", "99999999999"):
@@ -370,7 +275,7 @@ async def test_half_an_answer_is_no_answer() -> None:
     ],
 )
 async def test_nonsense_is_refused_in_one_sentence(request_bytes: bytes, status: int) -> None:
-    async with gateway_for(_never) as setup, await trio.open_tcp_stream("127.0.0.1", setup.port) as stream:
+    async with gateway_for(never) as setup, await trio.open_tcp_stream("127.0.0.1", setup.port) as stream:
         await stream.send_all(request_bytes)
         raw = await receive(stream)
         assert raw.status == status

@@ -373,13 +373,18 @@ async def test_reports_of_endings_go_to_who_knows_the_requests(house: House) -> 
     path, token = f"/api/agents/{first['agent_id']}/endings", first["agent_token"]
     reports = [{"request_id": f"r{number}", "ending": "success", "output_tokens": number} for number in range(ENDINGS_AT_ONCE + 1)]
     unknown = await house.ask("POST", path, {"reports": reports}, token=token, **STRANGER)
-    assert (unknown.status, unknown.json) == (200, {"taken": ENDINGS_AT_ONCE + 1})
+    assert (unknown.status, unknown.json) == (200, {"taken": ENDINGS_AT_ONCE + 1, "gather_s": 0.25})
     assert f"ollama_router_endings_unknown_total {ENDINGS_AT_ONCE + 1}.0" in (await house.ask("GET", "/metrics")).body.decode()
     taken: list[tuple[str, list[EndingReport]]] = []
     house.web.endings = lambda agent_id, some: taken.append((agent_id, some))
-    assert (await house.ask("POST", path, {"reports": reports}, token=token, **STRANGER)).json == {"taken": ENDINGS_AT_ONCE + 1}
+    assert (await house.ask("POST", path, {"reports": reports}, token=token, **STRANGER)).json["taken"] == ENDINGS_AT_ONCE + 1
     assert [(agent_id, len(some)) for agent_id, some in taken] == [(first["agent_id"], ENDINGS_AT_ONCE), (first["agent_id"], 1)]
     assert [report.output_tokens for _, some in taken for report in some] == list(range(ENDINGS_AT_ONCE + 1))
+    assert (await house.ask("POST", path, {"reports": [], "dropped": 3}, token=token, **STRANGER)).json["taken"] == 0
+    assert 'ollama_router_endings_dropped_total{agent="alpha"} 3.0' in (await house.ask("GET", "/metrics")).body.decode()
+    for number in range(59):
+        await house.register(machine_name=f"gamma-{number}")
+    assert (await house.ask("POST", path, {"reports": []}, token=token)).json["gather_s"] == 0.61
     taken.clear()
     for wrong in ("wrong", second["agent_token"]):
         assert (await house.ask("POST", path, {"reports": reports}, token=wrong, **STRANGER)).status == 401
