@@ -1,0 +1,263 @@
+"""nginx beside the coordinator: started, told of changes, reloaded, stopped.
+
+Decides when nginx gets new files: at once where the coordinator's own address or secret is new or a node came, never sooner than
+`RELOAD_EVERY_S` after the last time, and not for a node that went (its group harms nobody, and it may come back). Must never know what a
+request is. Invariants: files that nginx refuses are taken back and not tried again until something changes; a reload cuts no stream,
+for the old workers end by themselves; nginx has ended when `run` returns.
+"""
+
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+import trio
+
+from core.errors import ConfigError
+from edge import nginx as files
+from edge.nginx import Facts, Nginx, Options
+
+FOLLOW_EVERY_S: Final = 2.0
+RELOAD_EVERY_S: Final = 5.0
+ASK_WITHIN_S: Final = 5.0
+SAID_AGAIN_S: Final = 60.0
+"""What stays wrong is said again after so long."""
+FACTS: Final = "facts.json"
+"""The last facts, so that nginx can start while the coordinator is away."""
+
+
+class Away(Exception):
+    """The coordinator does not answer; the text says why."""
+
+
+async def ask(selection: Path) -> Facts:
+    """What the coordinator tells of itself.
+
+    Raises:
+        Away: it does not answer.
+        ConfigError: it says something else than this version understands.
+    """
+    transport = httpx.AsyncHTTPTransport(uds=str(selection))
+    try:
+        async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=ASK_WITHIN_S) as client:
+            answer = await client.get("http://selection/nodes")
+    except PermissionError:
+        raise Away("this user may not use the socket") from None
+    except (httpx.HTTPError, OSError) as error:
+        raise Away(_why(selection, error)) from None
+    if answer.status_code != 200:
+        raise Away(f"it answers {answer.status_code}")
+    try:
+        return msgspec.json.decode(answer.content, type=Facts)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"the coordinator at {selection} is of another version: {error}") from None
+
+
+def _why(selection: Path, error: Exception) -> str:
+    if not selection.exists():
+        return "there is no such socket"
+    return str(error) or type(error).__name__
+
+
+async def addresses(facts: Facts) -> dict[str, str]:
+    """What the names of the nodes' machines stand for; those that stand for nothing are missing."""
+    found: dict[str, str] = {}
+    for name in files.names_of(facts.nodes):
+        with trio.move_on_after(ASK_WITHIN_S):
+            try:
+                found[name] = str((await trio.socket.getaddrinfo(name, None, type=trio.socket.SOCK_STREAM))[0][4][0])
+            except OSError:
+                pass
+    return found
+
+
+def saved(directory: Path) -> Facts | None:
+    """The facts of the last time."""
+    try:
+        return msgspec.json.decode((directory / FACTS).read_bytes(), type=Facts)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+class Changes:
+    """When new facts are worth a reload. `now` in seconds, from any clock that only grows."""
+
+    def __init__(self, loaded: Facts, *, now: float) -> None:
+        self.loaded = loaded
+        self._refused: Facts | None = None
+        self._at = now
+
+    def due(self, facts: Facts, *, now: float) -> bool:
+        """Whether nginx is to get these facts now."""
+        if now - self._at < RELOAD_EVERY_S or facts == self._refused:
+            return False
+        return facts.about_itself() != self.loaded.about_itself() or not set(facts.nodes) <= set(self.loaded.nodes)
+
+    def took(self, facts: Facts, *, now: float) -> None:
+        """nginx has them."""
+        self.loaded, self._refused, self._at = facts, None, now
+
+    def refused(self, facts: Facts, *, now: float) -> None:
+        """nginx does not want them."""
+        self._refused, self._at = facts, now
+
+
+class Runner:
+    """One nginx. `say` gets a line for the log now and then."""
+
+    def __init__(
+        self,
+        options: Options,
+        nginx: Nginx,
+        *,
+        say: Callable[[str], None],
+        run_command: str = "",
+        ask: Callable[[Path], Awaitable[Facts]] = ask,
+    ) -> None:
+        self._options = options
+        self._nginx = nginx
+        self._say = say
+        self._run_command = run_command
+        self._ask = ask
+        self._process: trio.Process | None = None
+        self._stopping = False
+        self._waiting = trio.CancelScope()
+        self._said: tuple[str, float] = ("", 0.0)
+        self.reloads = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until `stop` was called and nginx has ended.
+
+        Raises:
+            ConfigError: nginx cannot be started as it is asked for, or it ended by itself.
+        """
+        directory = self._options.directory
+        _see_that_free(directory)
+        facts = None
+        with self._waiting:
+            facts = await self._first_facts()
+        if facts is None:  # told to stop while it waited for the coordinator
+            return
+        text = await self._give(facts)
+        if text:
+            raise ConfigError(f"nginx does not take its configuration: {text}")
+        command = [self._nginx.program, "-p", str(directory), "-c", str(directory / files.CONFIG), "-g", "daemon off;"]
+        # In a session of its own: a terminal's Ctrl-C is for us, who then end it in good order.
+        process = self._process = await trio.lowlevel.open_process(command, stdin=None, start_new_session=True)
+        self._say(f"nginx {self._nginx.version_text} serves {', '.join(self._options.listen)}; {_count(facts)}")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow, Changes(facts, now=trio.current_time()))
+                task_status.started()
+                await process.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                if process.poll() is None:
+                    process.terminate()
+                    await process.wait()
+        if not self._stopping:
+            raise ConfigError(f"nginx ended by itself (status {process.returncode}); what it said is above")
+
+    def stop(self) -> None:
+        """Let what is in flight end; a second call cuts it."""
+        self._waiting.cancel()
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM if self._stopping else signal.SIGQUIT)
+        self._stopping = True
+
+    @property
+    def pid(self) -> int | None:
+        """nginx's master process."""
+        return None if self._process is None else self._process.pid
+
+    async def reload(self) -> None:
+        """Read everything anew, also what is not the coordinator's: certificates."""
+        try:
+            await self._load(await self._ask(self._options.selection))
+        except (Away, ConfigError) as error:
+            known = saved(self._options.directory)
+            if known is None or not await self._load(known):
+                self._say(f"nginx goes on as it is: {error}")
+
+    # ------------------------------------------------------------ inside
+
+    async def _first_facts(self) -> Facts:
+        """The coordinator's, or those of the last time, or the first that it ever tells."""
+        while True:
+            try:
+                return await self._ask(self._options.selection)
+            except Away as error:
+                facts = saved(self._options.directory)
+                if facts is not None:
+                    self._say(f"the coordinator is away ({error}); nginx starts with what was known the last time")
+                    return facts
+                self._say_once(f"waiting for the coordinator at {self._options.selection}: {error}")
+            await trio.sleep(FOLLOW_EVERY_S)
+
+    async def _follow(self, changes: Changes) -> None:
+        while True:
+            await trio.sleep(FOLLOW_EVERY_S)
+            try:
+                facts = await self._ask(self._options.selection)
+                if not changes.due(facts, now=trio.current_time()):
+                    continue
+                taken = await self._load(facts)
+            except (Away, ConfigError) as error:
+                self._say_once(f"nginx goes on as it is: {error}")
+                continue
+            if taken:
+                changes.took(facts, now=trio.current_time())
+            else:
+                changes.refused(facts, now=trio.current_time())
+
+    async def _load(self, facts: Facts) -> bool:
+        """Give nginx these facts. False: it refuses them, and keeps what it has."""
+        text = await self._give(facts)
+        if text:
+            self._say_once(f"nginx goes on as it is, for it does not take the new configuration: {text}")
+            return False
+        if self._process is not None and self._process.poll() is None and not self._stopping:
+            self._process.send_signal(signal.SIGHUP)
+            self.reloads += 1
+            self._say(f"reloaded: {_count(facts)}")
+        return True
+
+    async def _give(self, facts: Facts) -> str:
+        """Write the files of `facts`; what nginx says against them, and then the files are as before."""
+        found = await addresses(facts)
+        made = files.render(self._options, self._nginx, facts, addresses=found, run=self._run_command)
+        return await trio.to_thread.run_sync(self._exchange, {**made, FACTS: msgspec.json.encode(facts).decode()})
+
+    def _exchange(self, made: Mapping[str, str]) -> str:
+        directory = self._options.directory
+        before = {name: (directory / name).read_text(encoding="utf-8") for name in made if (directory / name).is_file()}
+        files.write(directory, made)
+        text = files.test(self._nginx, directory)
+        if text:
+            files.write(directory, before)
+        return text
+
+    def _say_once(self, text: str) -> None:
+        said, at = self._said
+        if text != said or trio.current_time() - at >= SAID_AGAIN_S:
+            self._said = text, trio.current_time()
+            self._say(text)
+
+
+def _count(facts: Facts) -> str:
+    return f"{len(facts.nodes)} node{'' if len(facts.nodes) == 1 else 's'} without the coordinator in between"
+
+
+def _see_that_free(directory: Path) -> None:
+    """Raises ConfigError when an nginx runs with these files."""
+    try:
+        pid = int((directory / "nginx.pid").read_text(encoding="ascii"))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return
+    if os.fsencode(directory / files.CONFIG) in command:
+        raise ConfigError(f"nginx already runs with {directory} (process {pid}); end it with 'kill -QUIT {pid}', or give another --dir")
