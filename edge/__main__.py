@@ -21,7 +21,7 @@ import trio
 from core.errors import ConfigError
 from edge import nginx as files
 from edge.nginx import Facts, Nginx, Options
-from edge.nginx_run import FACTS, Away, Runner, addresses, ask, saved
+from edge.nginx_run import FACTS, Away, Runner, ask, saved
 
 _NOBODY: Final = Facts(secret="0" * 32, coordinator="127.0.0.1:9")
 """Facts to try a configuration with while there is no coordinator."""
@@ -102,7 +102,7 @@ def render(**chosen: Any) -> None:
     try:
         nginx = files.look(tls=options.tls_cert is not None)
         facts = trio.run(_facts, options)
-        made = files.render(options, nginx, facts, addresses=trio.run(addresses, facts), run=_run_command(options))
+        made = files.render(options, nginx, facts, run=_run_command(options))
         files.write(options.directory, {**made, FACTS: msgspec.json.encode(facts).decode()})
         if problem := files.test(nginx, options.directory):
             raise ConfigError(f"nginx does not take its configuration: {problem}")
@@ -162,7 +162,7 @@ def _try(options: Options, nginx: Nginx, facts: Facts) -> str:
     with tempfile.TemporaryDirectory() as place:
         tried = replace(options, directory=Path(place))
         try:
-            files.write(tried.directory, files.render(tried, nginx, facts, addresses=trio.run(addresses, facts)))
+            files.write(tried.directory, files.render(tried, nginx, facts))
         except ConfigError as error:
             return str(error)
         return files.test(nginx, tried.directory)

@@ -11,7 +11,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -41,7 +41,6 @@ DOWN: Final = "the router does not answer; try again in a moment"
 _LIBRARY: Final = "apt-get install nginx-light libnginx-mod-http-js"
 _PLACE: Final = re.compile(r"\{\{(\w+)\}\}")
 _ODD_IN_PATH: Final = re.compile(r"[\x00-\x1f\"'`$;{}\\#]")
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,253})")
 _GROUP: Final = re.compile(r"n_[0-9a-f]{12}")
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,200}")
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*|\*):([0-9]{1,5})")
@@ -64,7 +63,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     secret: str
     coordinator: str
-    tally: str = ""
+    tally: str | None = None
     direct: bool = False
     nodes: tuple[Node, ...] = ()
 
@@ -152,9 +151,8 @@ def understand(program: str, told: str, *, tls: bool = False, exists: Mapping[Pa
 # ---------------------------------------------------------------- rendering
 
 
-def render(options: Options, nginx: Nginx, facts: Facts, *, addresses: Mapping[str, str] | None = None, run: str = "") -> dict[str, str]:
-    """All files by name. `addresses`: what names of nodes' machines stand for; a node whose name stands for nothing gets no group.
-    `run`: the command that the systemd unit starts.
+def render(options: Options, nginx: Nginx, facts: Facts, *, run: str = "python -m edge run") -> dict[str, str]:
+    """All files by name. `run`: the command that the systemd unit starts.
 
     Raises:
         ConfigError: the coordinator said something that no configuration can hold.
@@ -180,8 +178,8 @@ def render(options: Options, nginx: Nginx, facts: Facts, *, addresses: Mapping[s
     }
     files = {name: _fill(name, values) for name in (CONFIG, "coordinator.conf", "refused.conf")}
     files["router.js"] = (TEMPLATES / "router.js").read_text(encoding="utf-8")
-    files["upstreams.conf"] = _upstreams(options, facts, addresses or {})
-    files[UNIT] = _fill(UNIT, {"run": run or "python -m edge run", "stop_s": str(options.stop_within_s + 5)})
+    files["upstreams.conf"] = _upstreams(options, facts)
+    files[UNIT] = _fill(UNIT, {"run": run, "stop_s": str(options.stop_within_s + 5)})
     return files
 
 
@@ -208,7 +206,7 @@ def test(nginx: Nginx, directory: Path) -> str:
     return next((line for line in lines if "[emerg]" in line), lines[0] if lines else "nginx -t failed without a word")
 
 
-def plain_address(text: str) -> bool:
+def _is_address(text: str) -> bool:
     """Whether it is a number rather than a name."""
     try:
         ip_address(text)
@@ -262,7 +260,7 @@ def _tls(options: Options, nginx: Nginx) -> str:
 
 
 def _tally(facts: Facts) -> str:
-    if not facts.tally:
+    if facts.tally is None:
         return ""
     return f"access_log syslog:server={facts.tally},tag=router,nohostname router_tally;    # frees the lease: a hint, one datagram"
 
@@ -271,31 +269,20 @@ def _down(protocol: Protocol) -> str:
     return error_body(protocol, 503, DOWN)[0].decode("ascii").strip()
 
 
-def _upstreams(options: Options, facts: Facts, addresses: Mapping[str, str]) -> str:
-    groups: dict[str, tuple[str, str]] = {}
+def _upstreams(options: Options, facts: Facts) -> str:
+    groups: dict[str, str] = {}
     for node in facts.nodes:
-        found = node.host if plain_address(node.host) else addresses.get(node.host, "")
-        if _GROUP.fullmatch(node.group) and 0 < node.port < 65536 and plain_address(found) and _usable(node.host):
-            called = host_of(Upstream(host=node.host, port=node.port)).decode("ascii")
-            groups[node.group] = called, host_of(Upstream(host=found, port=node.port)).decode("ascii")
+        if _GROUP.fullmatch(node.group) and 0 < node.port < 65536 and _is_address(node.host):  # nginx looks no names up
+            groups[node.group] = host_of(Upstream(host=node.host, port=node.port)).decode("ascii")
     ordered = sorted(groups.items())
     return _fill(
         "upstreams.conf",
         {
             "coordinator": facts.coordinator,
             "selection": str(options.selection),
-            "groups": "".join(_fill("node.conf", {"group": group, "address": address}) for group, (_, address) in ordered),
+            "groups": "".join(_fill("node.conf", {"group": group, "address": address}) for group, address in ordered),
             "map_size": str(max(2048, 2 * len(ordered))),
-            "group_of": "".join(f"    {called} {group};\n" for group, (called, _) in ordered),
-            "host_of": "".join(f"    {group} {called};\n" for group, (called, _) in ordered),
+            "group_of": "".join(f"    {address} {group};\n" for group, address in ordered),
+            "host_of": "".join(f"    {group} {address};\n" for group, address in ordered),
         },
     )
-
-
-def _usable(host: str) -> bool:
-    return plain_address(host) or _HOST.fullmatch(host) is not None
-
-
-def names_of(nodes: Sequence[Node]) -> list[str]:
-    """Names of machines, each once, that must be looked up before the nodes can be written."""
-    return list(dict.fromkeys(node.host for node in nodes if not plain_address(node.host) and _usable(node.host)))

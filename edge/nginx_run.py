@@ -62,18 +62,6 @@ def _why(selection: Path, error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-async def addresses(facts: Facts) -> dict[str, str]:
-    """What the names of the nodes' machines stand for; those that stand for nothing are missing."""
-    found: dict[str, str] = {}
-    for name in files.names_of(facts.nodes):
-        with trio.move_on_after(ASK_WITHIN_S):
-            try:
-                found[name] = str((await trio.socket.getaddrinfo(name, None, type=trio.socket.SOCK_STREAM))[0][4][0])
-            except OSError:
-                pass
-    return found
-
-
 def saved(directory: Path) -> Facts | None:
     """The facts of the last time."""
     try:
@@ -114,7 +102,7 @@ class Runner:
         nginx: Nginx,
         *,
         say: Callable[[str], None],
-        run_command: str = "",
+        run_command: str = "python -m edge run",
         ask: Callable[[Path], Awaitable[Facts]] = ask,
     ) -> None:
         self._options = options
@@ -228,8 +216,7 @@ class Runner:
 
     async def _give(self, facts: Facts) -> str:
         """Write the files of `facts`; what nginx says against them, and then the files are as before."""
-        found = await addresses(facts)
-        made = files.render(self._options, self._nginx, facts, addresses=found, run=self._run_command)
+        made = files.render(self._options, self._nginx, facts, run=self._run_command)
         return await trio.to_thread.run_sync(self._exchange, {**made, FACTS: msgspec.json.encode(facts).decode()})
 
     def _exchange(self, made: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ Decides nothing; whatever a test started has ended when `open_stage` is left.
 """
 
 import os
+import random
 import signal
 import socket
 import tempfile
@@ -35,9 +36,16 @@ def installed() -> Nginx:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port for nginx, which cannot pick one itself: below those that the system gives out, so that nobody gets it meanwhile."""
+    dice = random.SystemRandom()
+    while True:
+        port = dice.randrange(10_000, 30_000)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class UnixServer(RawServer):

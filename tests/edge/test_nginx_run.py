@@ -18,7 +18,7 @@ from trio.testing import MockClock
 from core.errors import ConfigError
 from edge import nginx as files
 from edge.nginx import Facts, Node, Options
-from edge.nginx_run import FACTS, FOLLOW_EVERY_S, RELOAD_EVERY_S, Away, Changes, Runner, addresses, ask, saved
+from edge.nginx_run import FACTS, FOLLOW_EVERY_S, RELOAD_EVERY_S, Away, Changes, Runner, ask, saved
 from tests.edge.nginx_stage import UnixServer, connects, free_port, installed
 from tests.edge.test_nginx import facts, node
 from tests.fleet.rawhttp import Caller, RawServer, talk, wait_until
@@ -201,12 +201,6 @@ async def test_other_answers_are_none(status: int, body: bytes, raises: type[Exc
 async def test_a_socket_that_is_not_there_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(Away, match="there is no such socket"):
         await ask(tmp_path / "selection.sock")
-
-
-async def test_names_of_machines_are_looked_up() -> None:
-    found = await addresses(facts(node("localhost"), node("nobody.invalid"), A))
-    assert list(found) == ["localhost"]
-    assert files.plain_address(found["localhost"])
 
 
 # ---------------------------------------------------------------- a real nginx

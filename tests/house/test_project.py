@@ -38,7 +38,7 @@ def test_the_wheel_holds_all_packages_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {path.as_posix() for room in ROOMS for path in files(under=room) if not path.name.endswith(".pyc")}
+    expected = {path.as_posix() for room in (*ROOMS, "nginx") for path in files(under=room) if not path.name.endswith(".pyc")}
     assert inside == expected
     assert {f"{room}/py.typed" for room in ROOMS} <= inside
 
