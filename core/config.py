@@ -59,6 +59,9 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     pulse_s: float = 5.0
     """How often a shell says which leases live and which nodes were heard."""
 
+    report_s: float = 10.0
+    """How long the end of a request may stay untold whose lease an edge has given back already."""
+
     slots_default: int = 1
     """`OLLAMA_NUM_PARALLEL` of a node that did not tell (Ollama's own default since v0.9.7)."""
 

@@ -90,6 +90,8 @@ class Dispatcher:
         self.queue = FairQueue(config)
         self.answered: Expiry[RequestId] = Expiry(config.lease_ttl_s)
         """Requests that a shell was told to answer itself, until it says that it did."""
+        self.owed: Expiry[RequestId] = Expiry(config.report_s)
+        """Requests whose leases were given back early, until their end is told."""
         self.grace_until: Instant | None = Instant(now + config.startup_grace_s)
         """Until then nodes that were not heard since the start are waited for; None: that is over."""
         self._planned: dict[AgentId, int] = {}

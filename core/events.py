@@ -12,6 +12,7 @@ The life of a request (both edges):
     Forward     ──► the shell tries the node: FirstByte once (an answer that was held whole needs none), then Settled; or, before any
                     byte reached the client,
                     AttemptEnded ──► Forward (another node) | Wait | PassOn | Refuse
+    Freed       ──► an edge that sees no bytes (nginx) saw the answer end: the lease is released, Settled follows when the node has told
     Cut         ──► at any time: this attempt's node is gone; stop waiting for it, and say AttemptEnded (or end in-band)
     Settled     exactly once per RequestCame, whatever happened
 """
@@ -210,6 +211,20 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Output tokens that came from another node, before this one went on from them."""
     body_bytes: int = 0
     chunks: int = 0
+    ttft_ms: float | None = None
+    """From the beginning of the attempt to its first body byte, where nobody said FirstByte: who applies this saw no bytes."""
+    duration_ms: float | None = None
+    """From the beginning of the attempt to its end, where this is said later than it was."""
+
+
+class Freed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The attempt is over, as an edge saw that sees no bytes; how it ended is told by `Settled`, soon. Releases its lease."""
+
+    request_id: RequestId
+    delivered: bool = False
+    """The client got bytes of a good answer."""
+    ttft_ms: float | None = None
+    """As in `Settled`."""
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -471,7 +486,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 Event: TypeAlias = (
-    RequestCame | FirstByte | AttemptEnded | Settled | Pulse
+    RequestCame | FirstByte | AttemptEnded | Freed | Settled | Pulse
     | AgentRegistered | HeartbeatCame | MetricsCame | BackendAdded | AgentRestored | NodePolled | NodeSilent | SettingsChanged
     | AgentCommanded
 )  # fmt: skip

@@ -3,9 +3,9 @@
 Decides nothing; reads what the parts keep inside and recomputes it. Run by tests and by the simulator at each step; never in production,
 for it looks at everything. The oracles that watch from outside (what clients saw, what nodes were sent) belong to those who drive it.
 
-    R1  conservation: every live request is new to nobody: it waits, is on a node, or is answered
+    R1  conservation: every live request is new to nobody: it waits, is on a node, is done there, or is answered
     R3  an attempt budget is kept
-    R5  a request on a node has a lease there, and a waiting or answered one has none
+    R5  a request on a node has a lease there, and a waiting, done or answered one has none
     R6  a report is never older than the boot it belongs to
     R7  in flight is what the ledger holds; an agent's capacity is kept where the strategy holds back
     R8  every lease has a deadline, at most its time to live away
@@ -37,18 +37,21 @@ def check(router: Router, *, now: Instant) -> None:
 
 
 def _check_requests(router: Router) -> None:
-    ledger, queue, answered = router._ledger, router._queue, router._dispatcher.answered
+    ledger, queue, answered, owed = router._ledger, router._queue, router._dispatcher.answered, router._dispatcher.owed
     for request in router._requests.values():
         on_node = request.phase in (Phase.TRYING, Phase.STREAMING)
         waits = request.phase is Phase.WAITING
-        assert on_node or waits or request.phase is Phase.ANSWERED, f"R1: request {request.id} is {request.phase.value}"
+        assert on_node or waits or request.phase in (Phase.ANSWERED, Phase.FREED), f"R1: request {request.id} is {request.phase.value}"
         assert waits == (request.id in queue), f"R1: request {request.id} is {request.phase.value} and the queue disagrees"
         assert (request.phase is Phase.ANSWERED) == (request.id in answered), f"R1: request {request.id} and its answer disagree"
+        assert (request.phase is Phase.FREED) == (request.id in owed), f"R1: request {request.id} and what is owed for it disagree"
         assert on_node == (request.lease_id is not None), f"R5: request {request.id} is {request.phase.value} with lease {request.lease_id}"
         assert request.lease_id is None or request.lease_id in ledger, f"R5: the lease of request {request.id} does not live"
         assert request.spent <= router._config.retries_budgeted + 1, f"R3: request {request.id} spent {request.spent} attempts"
         assert waits or request.plan is None, f"R12: request {request.id} plans and does not wait"
-    assert len(ledger) + len(queue) + len(answered) == len(router._requests), "R1: something is held for a request that does not live"
+    assert len(ledger) + len(queue) + len(answered) + len(owed) == len(router._requests), (
+        "R1: something is held for a request that does not live"
+    )
     again = sum(1 for request in router._requests.values() if request.attempt)
     assert len(queue) <= router._config.queue_max + again, "R11: the queue is too long"
 

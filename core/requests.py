@@ -48,6 +48,8 @@ class Phase(enum.Enum):
     """On a node; the client has seen nothing of it."""
     STREAMING = "streaming"
     """The client has seen its first byte: no other node can take it."""
+    FREED = "freed"
+    """Its node has done with it, and its lease is gone; how it ended is still to be told."""
     ANSWERED = "answered"
     """The shell was told to answer it without a node; it has not said yet that it did."""
 
@@ -77,6 +79,8 @@ class Request(msgspec.Struct, gc=False):
     lease_id: LeaseId | None = None
     attempt: int = 0
     first_byte_at: Instant | None = None
+    freed_at: Instant | None = None
+    """When its lease was given back, before its end was told."""
     cold: bool = False
     """Whether the present attempt makes the node load the model."""
     alone: bool = False
@@ -120,6 +124,16 @@ class Request(msgspec.Struct, gc=False):
         out = tuple(sorted((*self.tried, *self.busy))) if self.tried or self.busy else ()
         knows = tuple(self.cached.items()) if self.cached else ()
         return (self.key, self.ask.options, self.ask.needs_slot, self.ask.capped, out, knows)
+
+    def after(self, ms: float, *, now: Instant) -> Instant:
+        """So long after the present attempt began; not later than now."""
+        return min(Instant(self.started_at + ms / 1000), now)
+
+    def ended_at(self, settled: Settled, *, now: Instant) -> Instant:
+        """When it really ended that is told now."""
+        if settled.duration_ms is not None:
+            return max(self.after(settled.duration_ms, now=now), self.first_byte_at or self.started_at)
+        return now if self.freed_at is None else self.freed_at
 
     def end_attempt(self, outcome: str, *, now: Instant) -> None:
         """Note how the present attempt ended."""

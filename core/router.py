@@ -5,13 +5,14 @@ part of the core each event concerns; where a request goes is `core.dispatch`'s 
 `core.health`'s, what an agent may say is `core.registry`'s.
 
 Invariants (numbers as in `core.invariants`):
-* R1, R2: a request is waiting, on a node, or answered, until it is settled once; then it is forgotten. Late reports change nothing.
+* R1, R2: a request is waiting, on a node, done there, or answered, until it is settled once; then it is forgotten. Late reports change
+  nothing.
 * R4: no attempt begins after a first byte, but one that its shell asks for to resume the answer.
 * R13: `now` never goes back; after `tick(now)`, `next_deadline()` is None or later; a second `tick` at the same time returns nothing.
 * Deadlines that have passed come into force before an event is looked at, also when nobody called `tick`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from core import slots
@@ -34,6 +35,7 @@ from core.events import (
     Event,
     Failure,
     FirstByte,
+    Freed,
     HeartbeatCame,
     MetricsCame,
     NodePolled,
@@ -66,6 +68,7 @@ _TRYING: Final = Phase.TRYING
 _STREAMING: Final = Phase.STREAMING
 _WAITING: Final = Phase.WAITING
 _ANSWERED: Final = Phase.ANSWERED
+_FREED: Final = Phase.FREED
 _SUCCESS: Final = Ending.SUCCESS
 
 WHY_MAX: Final = 200
@@ -97,7 +100,7 @@ class Router:
         self._look = False
         """Whether somebody who waits may be able to go since the last look."""
         self._clocks = (
-            self._ledger.deadlines, self._dispatcher.answered, self._registry.deadlines, self._queue, self._health,
+            self._ledger.deadlines, self._dispatcher.answered, self._dispatcher.owed, self._registry.deadlines, self._queue, self._health,
             self._dispatcher.obstacles.alarm, self._dispatcher.leaks,
         )  # fmt: skip
         """Everything that something is due of: each has its `earliest`."""
@@ -106,6 +109,7 @@ class Router:
             RequestCame: self._request_came,
             FirstByte: self._first_byte,
             AttemptEnded: self._attempt_ended,
+            Freed: self._freed,
             Settled: self._settled,
             Pulse: self._pulse,
             AgentRegistered: lambda event, effects, now: effects.extend(self._registry.registered(event, now=now)),
@@ -146,7 +150,7 @@ class Router:
         effects: list[Effect] = []
         for held in self._ledger.expire(now=now):
             self._abandon(self._requests[held.request_id], effects, now)
-        for request_id in self._dispatcher.answered.due(now=now):
+        for request_id in [*self._dispatcher.answered.due(now=now), *self._dispatcher.owed.due(now=now)]:
             self._abandon(self._requests[request_id], effects, now)
         effects += self._registry.expire(now=now)
         for request_id in self._queue.due(now=now):
@@ -168,9 +172,10 @@ class Router:
         return self._deadline
 
     def _earliest(self) -> Instant | None:
-        leases, answered, agents, queue, health, turns, leaks = self._clocks
+        leases, answered, owed, agents, queue, health, turns, leaks = self._clocks
         earliest = min(
-            leases.earliest, answered.earliest, agents.earliest, queue.earliest, health.earliest, turns.earliest, leaks.earliest
+            leases.earliest, answered.earliest, owed.earliest, agents.earliest, queue.earliest, health.earliest, turns.earliest,
+            leaks.earliest,
         )  # fmt: skip
         grace = self._dispatcher.grace_until
         if grace is not None and grace < earliest:
@@ -186,6 +191,10 @@ class Router:
     def agent(self, agent_id: AgentId) -> AgentView | None:
         """One agent; None when there is none of that id."""
         return None if self._registry.get(agent_id) is None else self._view(agent_id)
+
+    def lives(self, request_id: RequestId) -> bool:
+        """Whether a request has come and is not over."""
+        return request_id in self._requests
 
     def agent_ids(self) -> list[AgentId]:
         """Of all agents."""
@@ -365,6 +374,21 @@ class Router:
         else:
             self._dispatcher.place(request, effects, now=now)
 
+    def _freed(self, event: Freed, effects: list[Effect], now: Instant) -> None:
+        request = self._requests.get(event.request_id)
+        agent = None if request is None else request.agent
+        if request is None or agent is None or request.phase not in (_TRYING, _STREAMING):
+            effects.append(Count(name="late_reports_total", labels={"kind": "freed"}))
+            return
+        if event.ttft_ms is not None and request.first_byte_at is None:
+            request.first_byte_at = request.after(event.ttft_ms, now=now)
+        if event.delivered and request.phase is _TRYING:
+            self._delivered(request, agent, now)
+        request.phase, request.freed_at = _FREED, now
+        self._dispatcher.release(request, effects, now=now)
+        self._dispatcher.owed.set(request.id, now=now)
+        self._look = True
+
     def _settled(self, event: Settled, effects: list[Effect], now: Instant) -> None:
         request = self._requests.pop(event.request_id, None)
         if request is None:
@@ -372,7 +396,9 @@ class Router:
             return
         self._settled_total += 1
         agent = request.agent
-        phase, ending = request.phase, event.ending
+        phase, ending, end = request.phase, event.ending, now
+        if phase is _FREED or event.duration_ms is not None or event.ttft_ms is not None:
+            end = self._told_late(request, event, now)
         if phase is _TRYING and ending is _SUCCESS and agent is not None:
             self._delivered(request, agent, now)
         if phase is _WAITING:
@@ -392,16 +418,30 @@ class Router:
             else:
                 outcome = ending._value_
                 if ending is _SUCCESS:
-                    self._succeeded(request, event, effects, now)
+                    self._succeeded(request, event, effects, now, end)
                 else:
                     self._health.ended(agent.id, request.id)
-            request.end_attempt(outcome, now=now)
-        record = request.record(ending, event, now=now)
+            request.end_attempt(outcome, now=end)
+        record = request.record(ending, event, now=end)
         self._dispatcher.started(record)
         effects.append(record)
 
-    def _succeeded(self, request: Request, event: Settled, effects: list[Effect], now: Instant) -> None:
-        """A node served it well: what that teaches."""
+    def _told_late(self, request: Request, event: Settled, now: Instant) -> Instant:
+        """An edge that saw no bytes tells how it was. Returns when it ended."""
+        agent = request.agent
+        if agent is None or request.phase not in (_TRYING, _STREAMING, _FREED):
+            return now
+        unseen = request.phase is _FREED and request.first_byte_at is None
+        if request.phase is _FREED:
+            self._dispatcher.owed.discard(request.id)
+        if event.ttft_ms is not None:
+            request.first_byte_at = request.after(event.ttft_ms, now=now)
+        if unseen and event.ending is _SUCCESS:
+            self._delivered(request, agent, now)
+        return request.ended_at(event, now=now)
+
+    def _succeeded(self, request: Request, event: Settled, effects: list[Effect], now: Instant, end: Instant) -> None:
+        """A node served it well, until `end`: what that teaches."""
         agent, key = request.agent, request.key
         assert agent is not None, "served by nobody"
         self._health.succeeded(agent.id, key)
@@ -420,7 +460,7 @@ class Router:
         elif request.cold or (not came.load_only and self._speeds.curious(agent.id, run, now=now)):
             model = agent.inventory.installed.get(run)
             size_bytes = 0 if model is None else model.size_bytes
-            self._speeds.learn(agent.id, run, request.sample(event, now=now), size_bytes=size_bytes)
+            self._speeds.learn(agent.id, run, request.sample(event, now=end), size_bytes=size_bytes)
 
     def _blame(self, request: Request, verdict: Verdict, failure: Failure, text: str, effects: list[Effect], now: Instant) -> None:
         """A node failed a request: hold it against whom it concerns, and say so."""
@@ -471,7 +511,18 @@ class Router:
             beyond = sum(1 for request_id in heartbeat.in_flight if request_id not in self._requests and not ours(RequestId(request_id)))
         else:
             beyond = max(0, heartbeat.active_requests - self._ledger.in_flight(AgentId(heartbeat.agent_id)))
+        agent = self._registry.get(AgentId(heartbeat.agent_id))
+        before = None if agent is None else agent.last_report
         effects += self._registry.heartbeat(event, beyond=beyond, now=now)
+        if agent is not None and heartbeat.in_flight and (agent.last_report != before or (heartbeat.boot, heartbeat.sequence) == (0, 0)):
+            self._renew(agent, heartbeat.in_flight, now)
+
+    def _renew(self, agent: Agent, in_flight: Iterable[str], now: Instant) -> None:
+        """Its gateway works on these. What was sent after that was written down is not among them, and keeps its time."""
+        for request_id in in_flight:
+            request = self._requests.get(RequestId(request_id))
+            if request is not None and request.lease_id is not None and request.agent is agent:
+                self._ledger.renew(request.lease_id, now=now)
 
     def _follow(self, effects: list[Effect], now: Instant) -> None:
         """Carry over what a step changed in one part to the others."""
@@ -502,7 +553,11 @@ class Router:
 
     def _abandon(self, request: Request, effects: list[Effect], now: Instant) -> None:
         """Nobody reported on it for so long that nobody will."""
-        if request.phase in (Phase.TRYING, Phase.STREAMING):
+        if request.phase is _FREED:
+            assert request.agent is not None, "an attempt without a node"
+            request.end_attempt(Ending.UNKNOWN.value, now=request.freed_at or now)
+            self._leaks.given_up(request, request.agent, by_us=False, now=now)
+        elif request.phase in (_TRYING, _STREAMING):
             effects.append(Cut(request_id=request.id, reason="nothing was heard of this request for too long"))
             request.end_attempt(Ending.UNKNOWN.value, now=now)
             self._dispatcher.freed(request, effects, now=now)

@@ -10,10 +10,12 @@ believed with the right secret only, and claims a request once; one that nobody 
 
 import hmac
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Final
 from typing import Protocol as Interface
+
+import trio
 
 from core.events import AttemptEnded, Cut, Ending, Failure, Forward, RequestEffect, Route, Settled, Wait
 from core.leases import Expiry
@@ -80,7 +82,7 @@ class Carried(Desk):
         self.freed = False
         """nginx said that it is over, so nobody will come for it; the gateway may still tell more."""
         self.gone = False
-        """Its node is gone, as the router knows: nothing keeps its lease alive."""
+        """The router gave its attempt up: nothing keeps its lease alive, and it may be over already."""
         self.connection: bytes | None = None
 
     def put(self, effect: RequestEffect) -> None:
@@ -110,12 +112,16 @@ class Carried(Desk):
 class Handover:
     """All requests that nginx carries. `secret`: what nginx shows."""
 
-    def __init__(self, decider: Decides, *, secret: bytes) -> None:
+    def __init__(
+        self, decider: Decides, *, secret: bytes, lives: Callable[[RequestId], bool], now: Callable[[], float] = trio.current_time
+    ) -> None:
         self.secret = secret
+        self.now = now
         self.table: dict[RequestId, Carried] = {}
         self.late = 0
         """Takeovers of requests that were not here any more."""
         self._decider = decider
+        self._lives = lives
         self._owed: Expiry[RequestId] = Expiry(TAKEN_WITHIN_S)
 
     def add(self, carried: Carried) -> None:
@@ -123,11 +129,11 @@ class Handover:
         self.table[carried.request_id] = carried
         self._decider.keep_desk(carried)
 
-    def hand_over(self, carried: Carried, effect: Answer, *, now: float) -> None:
+    def hand_over(self, carried: Carried, effect: Answer) -> None:
         """The embedded edge is to carry out `effect`."""
         carried.put(effect)
         carried.handed = True
-        self._owed.set(carried.request_id, now=Instant(now))
+        self._owed.set(carried.request_id, now=Instant(self.now()))
 
     def settle(self, carried: Carried, settled: Settled) -> None:
         """It is over."""
@@ -135,6 +141,11 @@ class Handover:
         if carried.handed:
             self._owed.discard(carried.request_id)
         self._decider.apply(settled)
+        self._decider.close_desk(carried.request_id)
+
+    def forget(self, carried: Carried) -> None:
+        """The router has given it up."""
+        del self.table[carried.request_id]
         self._decider.close_desk(carried.request_id)
 
     def pulse(self) -> Iterable[RequestId]:
@@ -147,6 +158,9 @@ class Handover:
             carried = self.table[request_id]
             carried.handed = False
             self.settle(carried, _cancelled(request_id, "nginx did not come back with it"))
+        for carried in [carried for carried in self.table.values() if carried.gone]:
+            if not self._lives(carried.request_id):
+                self.forget(carried)
 
     def close(self) -> None:
         """The router stops."""
@@ -175,6 +189,10 @@ class Handover:
         carried = self.table.get(RequestId(name.decode("ascii", "replace")))
         if carried is None or carried.holder is not None or carried.freed or carried.route is not route:
             self.late += 1
+            return None
+        if not self._lives(carried.request_id):
+            self.late += 1
+            self.forget(carried)
             return None
         failed = None
         if not carried.handed:

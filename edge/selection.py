@@ -31,6 +31,7 @@ from edge.denied import Denied
 from edge.desk import Answer
 from edge.handover import Carried, Decides, Handover
 from edge.headers import host_of, safe_value
+from edge.tally import Tally
 from edge.wire_heads import HttpError, RequestHead, parse_request_head
 
 TURN_S: Final = 0.002
@@ -187,10 +188,10 @@ class Selection:
         new_id: Callable[[], RequestId],
         credential_of: Callable[[AgentId], bytes | None],
         nodes: Callable[[], Nodes],
-        clock: Callable[[], float],
         report: Callable[[Exception], None],
         aliases: Aliases | None = None,
         records: Records | None = None,
+        tally: Tally | None = None,
         direct: bool = False,
     ) -> None:
         self._decider = decider
@@ -199,10 +200,10 @@ class Selection:
         self._new_id = new_id
         self._credential_of = credential_of
         self._nodes = nodes
-        self._clock = clock
         self._report = report
         self._aliases = aliases
         self._records = records
+        self._tally = tally
         self._direct = direct
         self._ways: dict[Upstream, _Way | None] = {}
         self._conns: dict[int, _Connection] = {}
@@ -389,11 +390,13 @@ class Selection:
             way = self._way(effect)
             if way is not None and not effect.unload and effect.model is None and effect.raise_context is None:
                 carried.direct = way.direct
-                carried.since = self._clock()
+                carried.since = self._handover.now()
+                if way.direct and self._tally is not None:
+                    self._tally.forwarded(carried)
                 self.decided += 1
                 return way.start + f"{effect.lease.id}\r\nX-Request-Id: {carried.request_id}\r\n\r\n".encode("ascii")
         self.handed_over += 1
-        self._handover.hand_over(carried, effect, now=self._clock())
+        self._handover.hand_over(carried, effect)
         return b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nX-Takeover: %b\r\n\r\n" % carried.request_id.encode("ascii")
 
     def _way(self, effect: Forward) -> _Way | None:

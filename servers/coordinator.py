@@ -39,7 +39,7 @@ from servers.listen import internal_socket, open_ports, ports_of, serve_web
 from servers.memory import Memory
 from servers.metrics import Metrics
 from servers.moves import Moves
-from servers.nginx_edge import NginxEdge, selection_socket
+from servers.nginx_edge import NginxEdge, nginx_sockets
 from servers.poller import Poller
 from servers.settings import Settings, upstream_name
 from servers.tokens import ADMIN_TOKEN_FILE, Tokens, open_data_dir
@@ -137,7 +137,7 @@ class Coordinator:
             public = [opened.enter_context(sock) for sock in open_ports(self.settings.host, ports)]
             self.ports = ports_of(public)
             internal, web_upstream = opened.enter_context(internal_socket())
-            selection = opened.enter_context(selection_socket(self.settings))
+            nginx = opened.enter_context(nginx_sockets(self.settings))
             watch = Watch()
             pool = Pool(watch)
             proxy = self._compose(pool)
@@ -158,7 +158,7 @@ class Coordinator:
                 watch=watch,
                 new_id=clock.new_request_id,
                 report=self._report,
-                taken_over=None if selection is None else self.nginx.handover.taking_over(proxy),
+                taken_over=None if nginx is None else self.nginx.handover.taking_over(proxy),
                 front=Front(origins=self.settings.origins, base_path=self.settings.base_path, methods=OLLAMA_METHODS),
             )
             async with trio.open_nursery() as nursery:
@@ -173,8 +173,9 @@ class Coordinator:
                 nursery.start_soon(self.web.moves.run)
                 nursery.start_soon(self.web.keeping.run)
                 await nursery.start(listener.serve, public)
-                if selection is not None:
-                    await nursery.start(self.nginx.run, selection)
+                if nginx is not None:
+                    await nursery.start(self.nginx.run, nginx)
+                    self.web.endings = self.nginx.tally.endings
                 self._say_started()
                 self.started.set()
                 task_status.started()

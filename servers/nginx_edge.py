@@ -1,6 +1,6 @@
-"""What the coordinator does for nginx in front of it: the selection's socket, the handover, and the two put together.
+"""What the coordinator does for nginx in front of it: its sockets, and selection, handover and tally put together.
 
-Decides where the socket lies and who may open it (this process's user). Knows no decision. Invariants: a socket file that a coordinator
+Decides where the sockets are and who may open them (this process's user). Knows no decision. Invariants: a socket file that a coordinator
 left behind is replaced, one that somebody answers on is not; without a socket there is no nginx edge, and everything else goes on.
 """
 
@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -18,6 +18,7 @@ from core.aliases import Aliases
 from core.units import AgentId, RequestId
 from edge.handover import Handover
 from edge.selection import BACKLOG, Nodes, Records, Selection, can_select, reachable
+from edge.tally import RECEIVE_BUFFER_BYTES, Tally
 from servers import clock
 from servers.access import Access
 from servers.driver import Driver
@@ -25,15 +26,40 @@ from servers.listen import CannotListen
 from servers.settings import NO_SELECTION, SOCKET_PATH_MAX_BYTES, Settings
 
 SOCKET_FILE: Final = "selection.sock"
+SWEEP_S: Final = 0.25
+
+
+class Sockets(NamedTuple):
+    """What nginx talks to, both non-blocking."""
+
+    selection: socket.socket
+    tally: socket.socket
 
 
 @contextmanager
-def selection_socket(settings: Settings) -> Iterator[socket.socket | None]:
-    """The listening socket, removed at the end; None: there is to be none, or there can be none.
+def nginx_sockets(settings: Settings) -> Iterator[Sockets | None]:
+    """Both sockets; None: there is to be no nginx edge, or there can be none.
 
     Raises:
-        CannotListen: a path was set that cannot be used.
+        CannotListen: a setting cannot be met.
     """
+    with _selection_socket(settings) as selection:
+        if selection is None:
+            yield None
+            return
+        host, port = settings.tally
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as tally:
+            tally.setblocking(False)
+            tally.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            try:
+                tally.bind((host, port))
+            except OSError as error:
+                raise CannotListen(f"cannot listen on {host} UDP port {port}: {error.strerror}; choose another with ROUTER_TALLY") from None
+            yield Sockets(selection, tally)
+
+
+@contextmanager
+def _selection_socket(settings: Settings) -> Iterator[socket.socket | None]:
     path = settings.selection or settings.data_dir / SOCKET_FILE
     if path == NO_SELECTION or not can_select():
         yield None
@@ -102,7 +128,9 @@ class NginxEdge:
         self._tick = tick
         self._direct = settings.nginx_direct
         self._coordinator = f"127.0.0.1:{port}"
-        self.handover = Handover(driver, secret=clock.new_secret().encode())
+        self.handover = Handover(driver, secret=clock.new_secret().encode(), lives=driver.router.lives, now=tick)
+        self.tally = Tally(driver, self.handover)
+        self._told: str | None = None
         self.selection = Selection(
             driver,
             self.handover,
@@ -110,38 +138,41 @@ class NginxEdge:
             new_id=clock.new_request_id,
             credential_of=credential_of,
             nodes=self._nodes,
-            clock=tick,
+            tally=self.tally,
             report=report,
             aliases=aliases,
             records=records,
             direct=settings.nginx_direct,
         )
 
-    async def run(self, listening: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, sockets: Sockets, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve nginx until cancelled."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.selection.run, listening)
+            host, port = sockets.tally.getsockname()[:2]
+            self._told = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            self.tally.listen(sockets.tally)
+            self.selection.also_read(sockets.tally, self.tally.drain)
+            await nursery.start(self.selection.run, sockets.selection)
             task_status.started()
             try:
                 while True:
                     await trio.sleep(SWEEP_S)
-                    self.handover.sweep(now=self._tick())
+                    now = self._tick()
+                    self.tally.sweep(now=now)
+                    self.handover.sweep(now=now)
             finally:
                 self.handover.close()
 
     def pulse(self) -> list[RequestId]:
         """Requests that are still worked on without the embedded edge."""
-        return list(self.handover.pulse())
+        return [*self.handover.pulse(), *self.tally.alive(now=self._tick())]
 
     def _nodes(self) -> Nodes:
         agents = self._driver.router.agents()
         return Nodes(
             secret=self.handover.secret.decode(),
-            tally=None,
+            tally=self._told,
             coordinator=self._coordinator,
             direct=self._direct,
             nodes=reachable((agent.upstream for agent in agents if agent.state != "pending"), direct=self._direct),
         )
-
-
-SWEEP_S: Final = 0.25

@@ -16,6 +16,7 @@ from core.events import (
     Failure,
     FirstByte,
     Forward,
+    Freed,
     HeartbeatCame,
     NodePolled,
     NodeSilent,
@@ -196,6 +197,10 @@ class World:
     def settle(self, request_id: str, ending: Ending = Ending.SUCCESS, **fields: Any) -> list[Effect]:
         """The request is over."""
         return self.do(Settled(request_id=RequestId(request_id), ending=ending, **fields))
+
+    def free(self, request_id: str, **fields: Any) -> list[Effect]:
+        """An edge that sees no bytes saw the attempt end."""
+        return self.do(Freed(request_id=RequestId(request_id), **fields))
 
     def fail(self, request_id: str, failure: Failure, status: int = 0, text: str = "", **fields: Any) -> list[Effect]:
         """The attempt fails before its first byte."""

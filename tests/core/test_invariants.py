@@ -23,6 +23,7 @@ from tests.core.routing import World, registration, row, usage
 MODELS = ("a", "b", "c")
 TIMEOUT_S = 60.0
 TTL_S = 30.0
+REPORT_S = 10.0
 SLOTS = 2
 
 
@@ -94,7 +95,8 @@ class Weather(RuleBasedStateMachine):
                     self.recorded[effect.request_id] = None
                     if effect.ending is Ending.UNKNOWN:
                         asked = self.live.pop(effect.request_id)
-                        assert self.world.now - asked.renewed_at >= TTL_S, "R8: a lease ended early"
+                        ttl_s = REPORT_S if asked.where == "freed" else TTL_S
+                        assert self.world.now - asked.renewed_at >= ttl_s, "R8: a lease ended early"
                 case _:
                     pass
         in_flight: dict[AgentId, int] = {}
@@ -256,6 +258,15 @@ class Weather(RuleBasedStateMachine):
         self.world.fail(request_id, failure, status if failure is Failure.ANSWERED else 0, text)
         assert self.live[request_id].where is not None, "nothing was said of a failed attempt"
 
+    @precondition(lambda self: self.where("trying", "streaming"))
+    @rule(data=st.data(), delivered=st.booleans())
+    def edge_sees_the_end(self, data: st.DataObject, delivered: bool) -> None:
+        request_id = self.pick(self.where("trying", "streaming"), data)
+        asked = self.live[request_id]
+        asked.where, asked.on, asked.renewed_at = "freed", None, self.world.now
+        asked.first = asked.first or delivered
+        self.world.free(request_id, delivered=delivered)
+
     @precondition(lambda self: self.live)
     @rule(data=st.data(), ending=st.sampled_from((Ending.SUCCESS, Ending.SUCCESS, Ending.ERROR, Ending.CANCELLED)), fault=st.booleans())
     def request_ends(self, data: st.DataObject, ending: Ending, fault: bool) -> None:
@@ -283,7 +294,8 @@ class Weather(RuleBasedStateMachine):
             if self.world.state(agent_id) in ("ready", "initializing", "draining"):
                 node.heard_at = self.world.now
         for asked in self.live.values():
-            asked.renewed_at = self.world.now
+            if asked.where != "freed":
+                asked.renewed_at = self.world.now
         self.world.pulse(*self.live, heard=heard)
 
     @rule(seconds=st.sampled_from((1 / 64, 0.5, 1.0, 2.0, 7.5, 20.0, 31.0, 61.0)))
@@ -303,7 +315,7 @@ class Weather(RuleBasedStateMachine):
         node.heard_at, node.well, node.models = self.world.now, True, (*MODELS, "unknown")
         self.world.backend("healer", *MODELS, "unknown", slots=SLOTS)
         for _ in range(1000):
-            able = self.where("trying", "streaming", "answered")
+            able = self.where("trying", "streaming", "answered", "freed")
             if able:
                 request_id = sorted(able)[0]
                 self.live.pop(request_id)

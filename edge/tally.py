@@ -1,0 +1,251 @@
+"""What became of the requests that nginx carries: its own log lines, and what the nodes' gateways report, put together.
+
+Decides when such a request is over and how it ended. nginx's line is a hint: it frees the lease of a gateway's request at once and settles
+it only if its report does not come; where the node has no gateway, it is all that will be known. A report settles alone.
+
+Invariants: each request is settled once; an agent ends only what is on itself; anything that cannot be read is counted and dropped; a
+line or a report that is lost changes nothing but when the end is known; what nobody reports ends with its lease.
+"""
+
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from core.events import Ending, Failure, Freed, Settled, Usage
+from core.leases import Expiry
+from core.messages import EndingReport
+from core.units import AgentId, Instant, RequestId
+from edge.handover import Carried, Decides, Handover
+
+REPORT_WITHIN_S: Final = 2.0
+"""After nginx's line a gateway's report comes within this time, or is not waited for any more."""
+
+DIRECT_MAX_S: Final = 3600.0
+"""So long at most the lease of a request on a node without a gateway is renewed."""
+
+RECEIVE_BUFFER_BYTES: Final = 8 << 20
+DATAGRAM_MAX_BYTES: Final = 4096
+READS_IN_A_ROW: Final = 64
+"""Datagrams that are read in one step: about a millisecond."""
+
+CLIENT_LEFT: Final = 499
+LINE_FIELDS: Final = 8
+
+_SUCCESS: Final = Ending.SUCCESS
+_ENDINGS: Final = {ending._value_: ending for ending in Ending}
+_FAULTS: Final = {failure._value_: failure for failure in Failure}
+
+
+class Seen(msgspec.Struct, frozen=True, gc=False):
+    """What nginx saw of one request that it forwarded. Times in ms, since it sent the request to the node."""
+
+    lease_id: str
+    status: int
+    body_bytes: int
+    ttft_ms: float | None
+    duration_ms: float | None
+    completed: bool
+
+    @property
+    def well(self) -> bool:
+        """A good answer went through whole."""
+        return self.completed and 200 <= self.status < 300
+
+
+def read_line(data: bytes) -> Seen | None:
+    """A line of nginx's log as it comes by syslog; None: it is none.
+
+    Behind the first `: ` there are a lease id, status, the node's status, body bytes, seconds of the request, of the node's head and of its
+    answer, and `OK` when it was complete; `-` or nothing where there is none, "a, b" where several nodes were asked: the last one counts.
+    """
+    _, colon, line = data.partition(b": ")
+    fields = (line if colon else data).strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
+    if len(fields) == LINE_FIELDS - 1:
+        fields.append(b"")  # not completed
+    if len(fields) != LINE_FIELDS:
+        return None
+    lease_id, status, _, size, _, header_s, response_s, completed = fields
+    if not (status.isdigit() and len(status) == 3 and size.isdigit() and len(size) < 19 and lease_id.isascii()):
+        return None
+    return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed == b"OK")
+
+
+def _ms(value: bytes) -> float | None:
+    last = value.rpartition(b",")[2]
+    whole, _, part = last.partition(b".")
+    return float(last) * 1000 if whole.isdigit() and part.isdigit() and len(last) < 16 else None
+
+
+class Tally:
+    """One per coordinator."""
+
+    def __init__(self, decider: Decides, handover: Handover) -> None:
+        self._decider = decider
+        self._handover = handover
+        self._waiting: Expiry[RequestId] = Expiry(REPORT_WITHIN_S)
+        self._told: dict[RequestId, Settled] = {}
+        """How the requests in `_waiting` end if nothing more is told."""
+        self._connections: dict[bytes, Carried] = {}
+        self._sock: socket.socket | None = None
+        self.unreadable = 0
+        """Datagrams that were no lines of nginx's."""
+        self.unknown = 0
+        """Lines and reports of requests that are not here (any more)."""
+
+    # ------------------------------------------------------------ nginx's lines
+
+    def listen(self, sock: socket.socket) -> None:
+        """Lines will come to this non-blocking socket; call `drain` when it is readable."""
+        self._sock = sock
+
+    def drain(self) -> None:
+        """Take the datagrams that are there, some at a time."""
+        sock = self._sock
+        if sock is None:
+            return
+        for _ in range(READS_IN_A_ROW):
+            try:
+                data = sock.recv(DATAGRAM_MAX_BYTES)
+            except OSError:
+                return
+            self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """One datagram."""
+        seen = read_line(data)
+        if seen is None:
+            self.unreadable += 1
+            return
+        carried = self._handover.table.get(RequestId(seen.lease_id.partition("/")[0]))
+        if carried is None or carried.lease_id != seen.lease_id or carried.handed or carried.freed:
+            self.unknown += 1
+        elif carried.direct:
+            self._forget_connection(carried)
+            self._handover.settle(carried, as_nginx_saw(carried.request_id, seen))
+        elif carried.request_id in self._told:
+            self._settle(carried, self._told[carried.request_id])  # the report of an answer that nginx passed on all the same
+        else:
+            self._free(carried, seen)
+
+    def _free(self, carried: Carried, seen: Seen) -> None:
+        request_id = carried.request_id
+        carried.freed = True
+        self._await(request_id, as_nginx_saw(request_id, seen))
+        delivered = 200 <= seen.status < 300 and seen.body_bytes > 0
+        self._decider.apply(Freed(request_id=request_id, delivered=delivered, ttft_ms=seen.ttft_ms if delivered else None))
+
+    # ------------------------------------------------------------ gateways' reports
+
+    def endings(self, agent_id: AgentId, reports: Sequence[EndingReport]) -> None:
+        """What an agent says of requests at its gateway."""
+        table = self._handover.table
+        for report in reports:
+            carried = table.get(RequestId(report.request_id))
+            if carried is None or carried.agent_id != agent_id or carried.handed or carried.direct or carried.holder is not None:
+                self.unknown += 1
+                continue
+            settled = as_reported(report)
+            if report.status < 400 or carried.freed:
+                self._settle(carried, settled)
+            else:
+                self._await(carried.request_id, settled)  # nginx hands it over, unless it has lost its client
+
+    def _await(self, request_id: RequestId, settled: Settled) -> None:
+        self._told[request_id] = settled
+        self._waiting.set(request_id, now=Instant(self._handover.now()))
+
+    def _settle(self, carried: Carried, settled: Settled) -> None:
+        if self._told.pop(carried.request_id, None) is not None:
+            self._waiting.discard(carried.request_id)
+        self._handover.settle(carried, settled)
+
+    # ------------------------------------------------------------ nodes without a gateway
+
+    def forwarded(self, carried: Carried) -> None:
+        """nginx was given a node without a gateway. On a connection that answers in order, the request before it is over."""
+        connection = carried.connection
+        if connection is None:
+            return
+        before = self._connections.get(connection)
+        self._connections[connection] = carried
+        if before is None or not self._is_out(before):
+            return
+        self.drain()  # its line may lie there unread
+        if self._is_out(before):
+            text = "nginx did not say how it ended"
+            self._handover.settle(before, Settled(request_id=before.request_id, ending=Ending.UNKNOWN, message=text))
+
+    def _is_out(self, carried: Carried) -> bool:
+        return self._handover.table.get(carried.request_id) is carried and not carried.handed
+
+    def _forget_connection(self, carried: Carried) -> None:
+        if carried.connection is not None and self._connections.get(carried.connection) is carried:
+            del self._connections[carried.connection]
+
+    def alive(self, *, now: float) -> list[RequestId]:
+        """Requests on nodes without a gateway, whose leases are to be renewed: nobody else says that they live."""
+        return [
+            carried.request_id
+            for carried in self._handover.table.values()
+            if carried.direct and not carried.handed and not carried.gone and now - carried.since < DIRECT_MAX_S
+        ]
+
+    # ------------------------------------------------------------ time
+
+    def sweep(self, *, now: float) -> None:
+        """Settle what nobody tells more about."""
+        table = self._handover.table
+        for request_id in self._waiting.due(now=Instant(now)):
+            settled = self._told.pop(request_id)
+            if (carried := table.get(request_id)) is not None:
+                self._handover.settle(carried, settled)
+        if self._connections:
+            self._connections = {name: carried for name, carried in self._connections.items() if carried.request_id in table}
+
+
+def as_nginx_saw(request_id: RequestId, seen: Seen) -> Settled:
+    """How a request ended of which nothing else is known."""
+    whole = 200 <= seen.status < 300
+    ending, message = _SUCCESS, ""
+    if seen.status == CLIENT_LEFT or (whole and not seen.completed):
+        ending, message = Ending.CANCELLED, "the answer did not reach its client whole, as nginx says"
+    elif not whole:
+        ending, message = Ending.ERROR, f"nginx answered with status {seen.status}"
+    return Settled(
+        request_id=request_id,
+        ending=ending,
+        status=seen.status,
+        message=message,
+        body_bytes=seen.body_bytes,
+        ttft_ms=seen.ttft_ms if whole and seen.body_bytes else None,
+        duration_ms=seen.duration_ms,
+    )
+
+
+def as_reported(report: EndingReport) -> Settled:
+    """How a request ended, as the gateway of its node says."""
+    usage = None
+    if report.prompt_tokens or report.output_tokens or report.total_ns:
+        usage = Usage(
+            prompt_tokens=report.prompt_tokens,
+            output_tokens=report.output_tokens,
+            total_ns=report.total_ns,
+            load_ns=report.load_ns,
+            prompt_ns=report.prompt_ns,
+            eval_ns=report.eval_ns,
+        )
+    fault = report.node_fault
+    return Settled(
+        request_id=RequestId(report.request_id),
+        ending=_ENDINGS[report.ending],
+        status=report.status,
+        message=report.message,
+        node_fault=None if fault is None else _FAULTS.get(fault, Failure.DIED),
+        usage=usage,
+        body_bytes=report.body_bytes,
+        chunks=report.chunks,
+        ttft_ms=report.ttft_ms,
+        duration_ms=report.duration_ms,
+    )
