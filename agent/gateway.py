@@ -270,6 +270,8 @@ class _Others:
 
 def _id_of(head: RequestHead) -> str:
     """The id that the caller gave this request, else a new one."""
+    if head.request_id:
+        return head.request_id.decode("ascii")
     text = head.fields.get(b"x-request-id", b"").decode("latin-1")[:200]
     if text.isascii() and text.isprintable():
         return text or _new_id()

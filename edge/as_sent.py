@@ -92,7 +92,7 @@ def _of_model(head: RequestHead, model: str) -> RequestHead:
     """`GET /v1/models/:model` for another model."""
     path = "/v1/models/" + model
     target = path.encode("ascii", "replace") + (b"?" + head.query if head.query else b"")
-    return RequestHead((head.method, target, path, head.query, head.version), head.block, head.content_length)
+    return RequestHead((head.method, target, path, head.query, head.version), head.block, head.content_length, head.request_id)
 
 
 def _without(head: RequestHead, name: bytes) -> RequestHead:
@@ -100,4 +100,4 @@ def _without(head: RequestHead, name: bytes) -> RequestHead:
     headers = [header for header in head.headers if header[0].lower() != name]
     fields = {key: value for key, value in head.fields.items() if key != name}
     start = (head.method, head.target, head.path, head.query, head.version)
-    return RequestHead(start, HeaderBlock(headers, fields), head.content_length)
+    return RequestHead(start, HeaderBlock(headers, fields), head.content_length, head.request_id)

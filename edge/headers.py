@@ -185,6 +185,8 @@ def web_request_head(head: RequestHead, *, peer: str, secret: bytes, body: bool 
         if key in _NOT_FOR_WEB or key in named or (key.startswith(_OURS[:2]) and key not in _FOR_WEB_FROM_CLIENT):
             continue
         parts.append(b"%b: %b\r\n" % (name, value))
+    if head.request_id:
+        parts.append(b"X-Request-Id: %b\r\n" % head.request_id)
     parts.append(b"X-Router-Peer: %b\r\nX-Router-Secret: %b\r\n" % (safe_value(peer), secret))
     if head.chunked and body:
         parts.append(b"Transfer-Encoding: chunked\r\n")

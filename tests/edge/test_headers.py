@@ -121,6 +121,9 @@ def test_a_request_as_the_web_app_gets_it() -> None:
         "X-Forwarded-For: 198.51.100.1", "X-Router-History: off", "X-Router-Peer: 192.0.2.1:999", "X-Router-Secret: s3",
         "Content-Length: 3", "", "",
     ]  # fmt: skip
+    for name in ("0123abcd-0000-4000-8000-000000000000", "mine"):
+        told = web_request_head(sent("GET / HTTP/1.1", "Host: a", f"X-Request-Id: {name}"), peer="", secret=b"").decode()
+        assert f"\r\nX-Request-Id: {name}\r\n" in told
     chunked = sent("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked")
     assert b"\r\nTransfer-Encoding: chunked\r\n\r\n" in web_request_head(chunked, peer="", secret=b"")
     assert b"\r\nHost: localhost\r\n" in web_request_head(sent("GET / HTTP/1.0"), peer="", secret=b"")
