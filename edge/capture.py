@@ -4,41 +4,39 @@ Decides how much is held (`limit_bytes` of each body), never what becomes of it.
 understood here; a capture that nobody collects costs what it holds and goes with its request.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from core.events import Route
 from core.history import EDGE_EMBEDDED
 from core.units import RequestId
-from edge.body import PIECE_BYTES, Body
-from edge.wire import ClientConnection, RequestHead
+
+if TYPE_CHECKING:  # who writes captures to the database needs nothing of the wire
+    from edge.body import Body
+    from edge.wire import ClientConnection, RequestHead
 
 
-class Capture:
-    """One per request that is recorded. `limit_bytes`: of each body; 0: bodies are not wanted."""
+class Capture(msgspec.Struct, array_like=True, gc=False):
+    """One per request that is recorded; it may go to another process as it is."""
 
-    __slots__ = (
-        "edge", "held_bytes", "is_cut", "limit_bytes", "number", "path", "peer", "redact", "request_body", "response", "route", "stream",
-    )  # fmt: skip
-
-    def __init__(
-        self, *, route: Route, path: str, peer: str, number: int, limit_bytes: int, redact: bool, stream: bool, edge: str = EDGE_EMBEDDED
-    ) -> None:
-        self.edge = edge
-        """Through which edge it came (`core.history.EDGES`)."""
-        self.route = route
-        self.path = path
-        self.peer = peer
-        self.number = number
-        """The record's place in time (`core.history.number_of`)."""
-        self.limit_bytes = limit_bytes
-        self.redact = redact
-        self.stream = stream
-        self.request_body: bytes | None = None
-        self.response: list[bytes] = []
-        self.held_bytes = 0
-        """Of `response`."""
-        self.is_cut = False
-        """A body was longer than `limit_bytes`."""
+    route: Route
+    path: str
+    peer: str
+    number: int
+    """The record's place in time (`core.history.number_of`)."""
+    limit_bytes: int
+    """Of each body that are wanted; 0: none."""
+    redact: bool
+    stream: bool
+    request_body: bytes | None = None
+    response: list[bytes] = []
+    held_bytes: int = 0
+    """Of `response`."""
+    is_cut: bool = False
+    """A body was longer than `limit_bytes`."""
+    edge: str = EDGE_EMBEDDED
+    """Through which edge it came (`core.history.EDGES`)."""
 
     def take(self, data: bytes) -> None:
         """Some of the answer's body passes."""
@@ -52,7 +50,7 @@ class Capture:
         self.response.append(data)
         self.held_bytes += len(data)
 
-    async def take_request(self, body: Body) -> None:
+    async def take_request(self, body: "Body") -> None:
         """Hold the request's body, as much of it as is wanted."""
         limit = self.limit_bytes
         if limit == 0:
@@ -62,12 +60,15 @@ class Capture:
         if body.data is not None:
             self.request_body = body.data if body.length <= limit else body.data[:limit]
             return
-        pieces = [await body.read_at(at) for at in range(0, min(limit, body.length), PIECE_BYTES)]
+        pieces, at = [], 0
+        while at < min(limit, body.length) and (piece := await body.read_at(at)):
+            pieces.append(piece)
+            at += len(piece)
         self.request_body = b"".join(pieces)[:limit]
 
 
 class Recorder(Protocol):
     """Who wants captures."""
 
-    def open(self, request_id: RequestId, conn: ClientConnection, head: RequestHead, route: Route, *, stream: bool) -> Capture | None:
+    def open(self, request_id: RequestId, conn: "ClientConnection", head: "RequestHead", route: Route, *, stream: bool) -> Capture | None:
         """A capture for a request that was just read; None: it is not recorded."""

@@ -5,20 +5,24 @@ alone, for it holds prompts and hashes of tokens; a backup that did not come who
 """
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import click
+import psycopg
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ConfigError
 from servers import settings
 from servers.history_command import moving_bar, whole_file
 from servers.store import backup as form
 from servers.store.engine import database_url, first_line, open_engine
-from servers.store.writer import DATABASE_ERRORS
 
+DATABASE_ERRORS: Final = (SQLAlchemyError, sqlite3.Error, psycopg.Error)
 _FILE = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 
 

@@ -164,8 +164,6 @@ class Coordinator:
             async with trio.open_nursery() as nursery:
                 self.memory.start()
                 nursery.start_soon(self.memory.run)
-                if self.memory.mirror is not None:
-                    nursery.start_soon(self.memory.mirror.run)
                 await nursery.start(watch.run)
                 nursery.start_soon(serve_web, make_web_app(self.web), internal, trio.sleep_forever)
                 nursery.start_soon(partial(self.web.driver.run, partial(self._pulse, proxy), pulse_s=self._config.pulse_s))

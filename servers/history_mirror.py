@@ -1,25 +1,25 @@
 """Takes over the records of an earlier router's `request_history.json`, and mirrors the newest records to such a file (`HISTORY_JSON`).
 
-Decides which file, when, and what of it. Invariants: a record is imported once, by its id, and a file once; with bodies off none is taken
-over; the mirror follows what the database holds, deletions too, and never runs in the loop; a file that cannot be used is told once.
+Decides which file, when, and what of it. Both run in the process that writes. Invariants: a record is imported once, by its id, and a
+file once; with bodies off none is taken over; the mirror follows what the database holds, deletions too; a file that cannot be used is
+told once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import structlog
-import trio
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, select
 
-from core.errors import RemoteError
 from core.history import HistoryRecord, number_of, oldest_kept
 from core.units import UnixMs
 from servers import history_file
 from servers.store import queries
+from servers.store.engine import errors_of, first_line
 from servers.store.statements import Statements
-from servers.store.store import Store
 from servers.store.tables import requests, things
 
 IMPORTED: Final = "imported"
@@ -35,12 +35,15 @@ MIRRORED: Final = 1000
 MIRROR_MAX_BYTES: Final = 64 << 20
 """Of bodies in the mirror; where the newest records hold more, it has fewer of them."""
 LOOK_S: Final = 5.0
+SOON_S: Final = 0.2
+"""Between two looks whether the import is done."""
 
 
 class Import:
     """A chore of the writer: the entries of files, some at a time.
 
-    `keep` says what of a record's bodies may stay; `owned`: these files are ours from now on, so what is there later is not imported.
+    `keep` says what of a record's bodies may stay; `owned`: these files are ours from now on, so what is there later is not imported;
+    `done` is called once.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Import:
         retention_days: int,
         keep: Callable[[HistoryRecord], None],
         owned: Sequence[Path] = (),
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         self._paths = list(dict.fromkeys(paths))
         self._clock = clock
@@ -65,7 +69,8 @@ class Import:
         """How many entries of a millisecond there were: the same file gives the same numbers again."""
         self._counts = dict.fromkeys(("imported", "known", "too_old", "unreadable"), 0)
         self._log = structlog.get_logger()
-        self.done = False
+        self._done = done
+        self.is_done = False
 
     def __call__(self, connection: Connection, statements: Statements, /) -> float:
         """One slice. What a transaction that failed did not keep is tried again."""
@@ -73,7 +78,9 @@ class Import:
             return BUSY_S
         if self._reading is None:
             if self._source == len(self._paths):
-                self.done = True
+                if not self.is_done:
+                    self.is_done = True
+                    self._done()
                 return NEVER_S
             self._reading = self._open(connection, statements)
             return BUSY_S
@@ -161,29 +168,30 @@ def _entries(path: Path) -> Iterator[Any]:
 class Mirror:
     """The newest records in a file. `ready`: whether what was in the file has been imported."""
 
-    def __init__(self, store: Store, path: Path, *, ready: Callable[[], bool]) -> None:
-        self._store = store
+    def __init__(self, engine: Engine, path: Path, *, ready: Callable[[], bool]) -> None:
+        self._engine = engine
+        self._errors: tuple[type[Exception], ...] = (*errors_of(engine), OSError)
         self._path = path
         self._ready = ready
         self._shown: list[int] | None = None
         self._failing = False
         self._log = structlog.get_logger()
 
-    async def run(self) -> None:
-        """Write it whenever something changed, until cancelled."""
-        while True:
+    def run(self, ended: Event) -> None:
+        """Write it whenever something changed, until `ended`."""
+        while not ended.wait(LOOK_S if self._ready() else SOON_S):
             if self._ready():
-                await self.look()
-            await trio.sleep(LOOK_S)
+                self.look()
 
-    async def look(self) -> None:
+    def look(self) -> None:
         """Write it if the newest records are others than it shows."""
         try:
-            await self._store.read(self._write)
+            with self._engine.connect() as connection:
+                self._write(connection)
             self._failing = False
-        except (OSError, RemoteError) as error:
+        except self._errors as error:
             if not self._failing:
-                why = error.strerror if isinstance(error, OSError) else str(error)
+                why = error.strerror if isinstance(error, OSError) else first_line(error)
                 self._log.error("the mirror of history cannot be written; it is tried again", file=str(self._path), why=why)
             self._failing = True
 

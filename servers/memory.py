@@ -25,7 +25,6 @@ from servers import clock, history_file
 from servers.access import Access
 from servers.driver import Driver
 from servers.history import History
-from servers.history_mirror import Import, Mirror
 from servers.keeping import Keeping
 from servers.moves import Moves
 from servers.poller import Poller
@@ -78,6 +77,9 @@ class Memory:
         Raises:
             ConfigError: it cannot be used.
         """
+        bodies = settings.history_bodies or ("redacted" if settings.auth == "required" else "full")
+        file = data_dir / history_file.FILE
+        self._records = settings.history_retention_days > 0
         self.store = Store.open(
             settings.database_url,
             data_dir,
@@ -85,23 +87,21 @@ class Memory:
             retention_days=settings.history_retention_days or 1,
             max_bytes=settings.history_max_bytes,
             free_disk_bytes=lambda path: shutil.disk_usage(path).free,
-            clock=clock.unix_ms,
+            bodies=bodies,
+            body_max_bytes=settings.history_body_max_bytes,
+            masks=settings.history_mask,
+            imported=_earlier(file) if self._records else (),
+            mirror=file if self._records and settings.history_json else None,
         )
         self.history = History(
             put=self.store.put,
-            bodies=settings.history_bodies or ("redacted" if settings.auth == "required" else "full"),
+            bodies=bodies,
             body_max_bytes=settings.history_body_max_bytes,
             numbers=Numbers(after=self.store.last_number()),
             clock=clock.unix_ms,
             masks=settings.history_mask,
             client_address=self._address_of,
         )
-        self._records = settings.history_retention_days > 0
-        self.mirror: Mirror | None = None
-        """Of the newest records, to be run; None: there is none."""
-        self.importing: Import | None = None
-        if self._records:
-            self._take_over(settings, data_dir / history_file.FILE)
         self._saved_use: dict[str, tuple[Any, ...]] = {}
         self._saved_agents: dict[AgentId, bytes] = {}
         self._driver: Driver | None = None
@@ -112,21 +112,6 @@ class Memory:
         self._access: Access | None = None
         self._tokens: Tokens | None = None
         self._log = structlog.get_logger()
-
-    def _take_over(self, settings: Settings, file: Path) -> None:
-        """Import an earlier router's history, then perhaps mirror the newest records to its file."""
-        home = Path(os.path.expanduser("~/.ollama-router"))
-        is_anothers = home != file.parent and (home / COORDINATOR_FILE).exists()  # its file is that coordinator's mirror
-        importing = self.importing = Import(
-            [file] if is_anothers else [file, home / history_file.FILE],
-            clock=clock.unix_ms,
-            retention_days=settings.history_retention_days,
-            keep=self.history.restrict,
-            owned=[file] if settings.history_json else [],
-        )
-        self.store.writer.add_chore(importing)
-        if settings.history_json:
-            self.mirror = Mirror(self.store, file, ready=lambda: importing.done)
 
     def restore(self, access: Access, tokens: Tokens) -> None:
         """Bring back what was kept, and keep from now on what changes."""
@@ -261,12 +246,14 @@ class Memory:
         self.store.start()
 
     async def run(self) -> None:
-        """Save now and then what changes all the time, until cancelled."""
-        while True:
-            await trio.sleep(SAVE_S)
-            await self._save_agents()
-            self._save_use()
-            self._save_policy()
+        """Have written what changes, until cancelled; save now and then what changes all the time."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.store.run)
+            while True:
+                await trio.sleep(SAVE_S)
+                await self._save_agents()
+                self._save_use()
+                self._save_policy()
 
     def close(self) -> None:
         """Save, write what waits, and let go of the database. Blocks, some seconds at most."""
@@ -281,3 +268,10 @@ class Memory:
         for key, use in [] if self._access is None else self._access.keys.listed():
             if self._saved_use.get(key.key_id) != msgspec.structs.astuple(use):
                 self.save_key(key, use)
+
+
+def _earlier(file: Path) -> list[Path]:
+    """Where an earlier router's history may be: our `file`, and the one in its home, unless that is another coordinator's mirror."""
+    home = Path(os.path.expanduser("~/.ollama-router"))
+    is_anothers = home != file.parent and (home / COORDINATOR_FILE).exists()
+    return [file] if is_anothers else [file, home / history_file.FILE]

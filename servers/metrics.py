@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from core.events import Ending, Record, Route
 from core.views import AgentView, Statistics
-from servers.store.writer import Written
+from servers.store.outbox import Written
 
 PREFIX: Final = "ollama_router_"
 SERIES_MAX: Final = 10_000

@@ -28,9 +28,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
     @guarded(web, Area.MANAGEMENT)
     async def metrics() -> Response:
         router, store = web.driver.router, web.memory.store
-        snapshot = web.metrics.snapshot(
-            router.statistics(), router.agents(), store.writer.written, deleted_bytes=store.retention.deleted_bytes
-        )
+        snapshot = web.metrics.snapshot(router.statistics(), router.agents(), store.written, deleted_bytes=store.deleted_bytes)
         return Response(await trio.to_thread.run_sync(snapshot.exposition), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 

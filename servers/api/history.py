@@ -21,7 +21,7 @@ from core.units import UnixMs
 from servers import clock
 from servers.access import Area
 from servers.api.web import Web, guarded, reply
-from servers.history import body_value
+from servers.drafts import body_value
 from servers.store import queries
 from servers.store.queries import Filters
 

@@ -9,10 +9,6 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -57,11 +53,7 @@ def open_engine(url: URL) -> Engine:
     """
     if url.drivername == "sqlite":
         _make_private(Path(str(url.database)))
-        engine = create_engine(url, poolclass=QueuePool, pool_size=READERS_MAX, connect_args={"check_same_thread": False})
-        event.listen(engine, "connect", _prepare_sqlite)
-    else:
-        options = {"connect_timeout": CONNECT_LIMIT_S, "application_name": "ollama-router"}
-        engine = create_engine(url, pool_size=READERS_MAX, pool_pre_ping=True, connect_args=options)
+    engine = known_engine(url)
     try:
         with engine.begin() as connection:
             _migrate(connection)
@@ -74,8 +66,26 @@ def open_engine(url: URL) -> Engine:
     return engine
 
 
+def known_engine(url: URL) -> Engine:
+    """An engine for a database that has this program's tables; nothing is opened yet."""
+    if url.drivername == "sqlite":
+        engine = create_engine(url, poolclass=QueuePool, pool_size=READERS_MAX, connect_args={"check_same_thread": False})
+        event.listen(engine, "connect", _prepare_sqlite)
+        return engine
+    options = {"connect_timeout": CONNECT_LIMIT_S, "application_name": "ollama-router"}
+    return create_engine(url, pool_size=READERS_MAX, pool_pre_ping=True, connect_args=options)
+
+
+def errors_of(engine: Engine) -> tuple[type[Exception], ...]:
+    """What statements may raise: the driver's own errors come from the hot insert, where SQLAlchemy does not stand between."""
+    driver: type[Exception] = engine.dialect.loaded_dbapi.Error
+    return (SQLAlchemyError, driver)
+
+
 def revision(engine: Engine) -> str:
     """Which of the migrations this database's tables are of."""
+    from alembic.runtime.migration import MigrationContext
+
     with engine.connect() as connection:
         return str(MigrationContext.configure(connection).get_current_revision())
 
@@ -114,6 +124,11 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _migrate(connection: Connection) -> None:
+    from alembic import command  # a quarter of the time that the process that writes would take to start, which never migrates
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
     else:

@@ -15,6 +15,7 @@ from sqlalchemy.sql.expression import bindparam
 
 from core.history import BODY_STATES, EDGES, NUMBER_SHIFT, STATUSES, first_number
 from core.units import UnixMs
+from servers.store.filters import Filters as Filters
 from servers.store.tables import bodies, models, nodes, requests
 
 COUNT_MAX: Final = 100_000
@@ -43,26 +44,6 @@ SORTS: Final = {
     "prompt_tokens": _R.prompt_tokens,
     "output_tokens": _R.output_tokens,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Which records. None: any."""
-
-    model: str | None = None
-    """A part of the name, in whatever letter case."""
-    agent_id: str | None = None
-    status: str | None = None
-    start: UnixMs | None = None
-    end: UnixMs | None = None
-    """The first moment that is not meant any more."""
-    client: str | None = None
-    q: str | None = None
-    """Text in a body."""
-
-    def is_empty(self) -> bool:
-        """Whether every record is meant."""
-        return self == Filters()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, text
 
 from core.history import NUMBER_SHIFT, first_number, oldest_kept
 from core.units import UnixMs
+from servers.store import queries, tables
+from servers.store.filters import Filters
 from servers.store.statements import RECORD_BYTES, Statements
 
 SLICE: Final = 500
@@ -22,6 +24,15 @@ IDLE_S: Final = 30.0
 """Between two looks when there is nothing to do."""
 VACUUM_PAGES: Final = 200
 """Pages that SQLite gives back to the system in one slice."""
+
+
+def delete_some(connection: Connection, filters: Filters) -> int:
+    """Delete the oldest `SLICE` records that are meant; returns how many there were."""
+    numbers = queries.numbers_of(connection, filters, limit=SLICE)
+    if numbers:
+        connection.execute(tables.bodies.delete().where(tables.bodies.c.number.in_(numbers)))
+        connection.execute(tables.requests.delete().where(tables.requests.c.number.in_(numbers)))
+    return len(numbers)
 
 
 class Retention:

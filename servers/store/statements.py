@@ -7,13 +7,15 @@ as it is, so that a batch may be tried again; names are looked up once and remem
 import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import psycopg
 from sqlalchemy import Connection, Table, text
 
 from core.history import BODY_STATES, DAY_MS, EDGES, NUMBER_SHIFT, STATUSES, HistoryRecord
 from servers.store import tables
+
+if TYPE_CHECKING:
+    import psycopg
 
 NAME_MAX: Final = 256
 """Characters of a model's name that are kept: a client may send any."""

@@ -1,10 +1,11 @@
-"""The store put together: the database opened, the writer started, questions answered in worker threads.
+"""The store put together: the database opened, the process that writes started, questions answered in worker threads.
 
 Decides the order of starting and stopping. Must never know what is kept. Invariants: `put*` never wait; a question never runs in the
 loop; when `close` returns, everything that could be written is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -14,29 +15,58 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from core.errors import RemoteError
 from core.history import default_max_bytes
-from core.units import UnixMs
-from servers.store import queries, tables
+from servers.drafts import Draft
+from servers.store import tables
 from servers.store.engine import READERS_MAX, database_url, first_line, open_engine
-from servers.store.retention import Retention
-from servers.store.writer import Draft, Writer
+from servers.store.feed import Feed
+from servers.store.filters import Filters
+from servers.store.messages import Config, Delete, Sync
+from servers.store.outbox import Written
+from servers.store.retention import SLICE
 
 CLOSE_LIMIT_S: Final = 10.0
-"""What an orderly stop gives the writer."""
-
-DELETE_SLICE: Final = 500
+"""What an orderly stop gives to writing."""
 
 T = TypeVar("T")
 
 
 class Store:
-    """One database of one coordinator."""
+    """One database of one coordinator. `run` it as long as it is used."""
 
-    def __init__(self, engine: Engine, *, coordinator_id: str, retention_days: int, max_bytes: int, clock: Callable[[], UnixMs]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        coordinator_id: str,
+        retention_days: int,
+        max_bytes: int,
+        bodies: str = "full",
+        body_max_bytes: int = 1 << 20,
+        masks: tuple[tuple[str, ...], ...] = (),
+        imported: Sequence[Path] = (),
+        mirror: Path | None = None,
+    ) -> None:
+        """`bodies`, `body_max_bytes`, `masks`: what may be kept of records that are `imported` from files."""
         self._engine = engine
         self._readers = trio.CapacityLimiter(READERS_MAX - 2)
-        self.writer = Writer(engine, coordinator_id=coordinator_id)
-        self.retention = Retention(days=retention_days, max_bytes=max_bytes, clock=clock)
-        self.writer.add_chore(self.retention)
+        self._feed = Feed(
+            engine,
+            Config(
+                url=engine.url.render_as_string(hide_password=False),
+                coordinator_id=coordinator_id,
+                retention_days=retention_days,
+                max_bytes=max_bytes,
+                bodies=bodies,
+                body_max_bytes=body_max_bytes,
+                masks=masks,
+                imported=tuple(map(str, imported)),
+                mirror=None if mirror is None else str(mirror),
+            ),
+        )
+        self.put: Callable[[Draft], None] = self._feed.outbox.put
+        """Keep a record of history."""
+        self.put_thing: Callable[[str, str, bytes | None], None] = self._feed.outbox.put_thing
+        """Keep a small thing, or forget it (None)."""
 
     @classmethod
     def open(
@@ -48,7 +78,11 @@ class Store:
         retention_days: int,
         max_bytes: int | None,
         free_disk_bytes: Callable[[Path], int],
-        clock: Callable[[], UnixMs],
+        bodies: str,
+        body_max_bytes: int,
+        masks: tuple[tuple[str, ...], ...],
+        imported: Sequence[Path],
+        mirror: Path | None,
     ) -> "Store":
         """The store that DATABASE_URL names. `max_bytes`: None for contract 2's default.
 
@@ -59,35 +93,58 @@ class Store:
         engine = open_engine(url)
         if max_bytes is None:
             max_bytes = default_max_bytes(free_disk_bytes(data_dir))
-        return cls(engine, coordinator_id=coordinator_id, retention_days=retention_days, max_bytes=max_bytes, clock=clock)
+        return cls(
+            engine, coordinator_id=coordinator_id, retention_days=retention_days, max_bytes=max_bytes, bodies=bodies,
+            body_max_bytes=body_max_bytes, masks=masks, imported=imported, mirror=mirror,
+        )  # fmt: skip
 
     def start(self) -> None:
-        """Begin to write."""
-        self.writer.start()
+        """Start the process that writes."""
+        self._feed.start()
+
+    async def run(self) -> None:
+        """Have written what is put, until cancelled."""
+        await self._feed.run()
 
     def close(self) -> None:
-        """Write what waits, and let go of the database. Blocks, `CLOSE_LIMIT_S` at most."""
-        self.writer.stop(limit_s=CLOSE_LIMIT_S)
+        """Write what waits, and let go of the database. Blocks, `CLOSE_LIMIT_S` and a little at most."""
+        self._feed.close(limit_s=CLOSE_LIMIT_S)
         self._engine.dispose()
+
+    @property
+    def engine(self) -> Engine:
+        """The database."""
+        return self._engine
+
+    @property
+    def written(self) -> Written:
+        """What became of what was put."""
+        return self._feed.outbox.written
+
+    @property
+    def deleted_bytes(self) -> int:
+        """What went by age and size."""
+        return self._feed.deleted_bytes
+
+    @property
+    def imported(self) -> bool:
+        """Whether the files of earlier routers are done with."""
+        return self._feed.imported
 
     # ------------------------------------------------------------ writing
 
-    def put(self, draft: Draft) -> None:
-        """Keep a record of history."""
-        self.writer.put(draft)
-
-    def put_thing(self, kind: str, name: str, data: bytes | None) -> None:
-        """Keep a small thing, or forget it (None)."""
-        self.writer.put_thing(kind, name, data)
-
-    async def delete(self, filters: queries.Filters) -> int:
+    async def delete(self, filters: Filters) -> int:
         """Delete the records that are meant, slice by slice; returns how many. Raises RemoteError."""
         gone = 0
         while True:
-            slice_: int = await self._in_thread(lambda: self.writer.ask(lambda connection: _delete_some(connection, filters)))
+            slice_ = await self._feed.ask(partial(Delete, filters=filters))
             gone += slice_
-            if slice_ < DELETE_SLICE:
+            if slice_ < SLICE:
                 return gone
+
+    async def flush(self) -> None:
+        """Return once everything that was put is in the database. Raises RemoteError."""
+        await self._feed.ask(Sync)
 
     # ------------------------------------------------------------ reading
 
@@ -118,11 +175,3 @@ class Store:
             raise RemoteError(f"the database does not answer: {first_line(error)}", status=503) from None
         except SQLAlchemyError as error:
             raise RemoteError(f"the database refuses the question: {first_line(error)}", status=500) from None
-
-
-def _delete_some(connection: Connection, filters: queries.Filters) -> int:
-    numbers = queries.numbers_of(connection, filters, limit=DELETE_SLICE)
-    if numbers:
-        connection.execute(tables.bodies.delete().where(tables.bodies.c.number.in_(numbers)))
-        connection.execute(tables.requests.delete().where(tables.requests.c.number.in_(numbers)))
-    return len(numbers)

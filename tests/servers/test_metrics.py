@@ -9,7 +9,7 @@ from core.units import AgentId, RequestId, UnixMs
 from core.views import AgentView, Statistics
 from servers import metrics as module
 from servers.metrics import Metrics
-from servers.store.writer import Written
+from servers.store.outbox import Written
 
 AGENT = AgentView(
     id=AgentId("a"), name="gpu1", machine_name="gpu1", ip_address="10.0.0.5", ollama_version="0.33.0", ollama_port=11434,
