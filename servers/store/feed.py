@@ -173,6 +173,16 @@ class Feed:
         except OSError as error:
             self._miss(error.strerror)
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that writes; None: none is ready."""
+        return self._child.process.pid if self._child is not None and self._child.ready else None
+
+    @property
+    def thread_writes(self) -> bool:
+        """Whether a thread of this process has work."""
+        return bool(self._local_ahead)
+
     async def ask(self, make: "Callable[[int], Delete | Sync]") -> int:
         """Have something done after what was put; returns its answer. `run` must be running.
 

@@ -131,7 +131,7 @@ async def test_with_bodies_off_no_word_of_a_prompt_is_on_the_disk() -> None:
         await fleet.ask("POST", "/api/chat", chat(content=SECRET))
         await fleet.ask("POST", "/api/chat", chat("unknown", content=SECRET))
         await newest(fleet)
-        await trio.to_thread.run_sync(fleet.coordinator.memory.store.writer.ask, lambda connection: None)
+        await fleet.coordinator.memory.store.flush()
         kept = b"".join([path.read_bytes() for path in sorted(fleet.data_dir.rglob("*")) if path.is_file()])
         assert b"node-1" in kept
         assert SECRET.encode() not in kept
@@ -223,9 +223,8 @@ async def test_the_file_in_the_home_directory_is_taken_unless_another_coordinato
         await (place / "coordinator-id").write_text("another")
     node = SimulatedOllama(models=["m"])
     async with node.serve(), open_fleet([node.port]) as fleet:
-        importing = fleet.coordinator.memory.importing
-        assert importing is not None
-        await wait_until(lambda: importing.done, within_s=20, what="the import")
+        store = fleet.coordinator.memory.store
+        await wait_until(lambda: store.imported, within_s=20, what="the import")
         found = (await fleet.ask("GET", ROOT)).json()["records"]
         assert [one["id"] for one in found] == ([] if of_another else ["earlier"])
 
@@ -233,12 +232,11 @@ async def test_the_file_in_the_home_directory_is_taken_unless_another_coordinato
 async def test_the_newest_records_are_mirrored_to_a_file(tmp_path: Path) -> None:
     node = SimulatedOllama(models=["m"])
     async with node.serve(), open_fleet([node.port], ROUTER_DATA_DIR=str(tmp_path), HISTORY_JSON="true") as fleet:
-        mirror = fleet.coordinator.memory.mirror
-        assert mirror is not None
         answer = await fleet.chat()
         await newest(fleet)
-        await mirror.look()
-        (entry,) = json.loads(await trio.Path(tmp_path / "request_history.json").read_bytes())
+        file = tmp_path / "request_history.json"
+        await wait_until(lambda: file.exists() and file.read_bytes() != b"[]\n", within_s=20, what="the mirror")
+        (entry,) = json.loads(await trio.Path(file).read_bytes())
         assert (entry["id"], entry["agent_machine_name"], entry["status"]) == (
             answer.headers["x-request-id"],
             "node-1",

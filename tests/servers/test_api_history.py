@@ -12,29 +12,27 @@ from servers import clock
 from servers.api.history import COLUMNS
 from servers.settings import Settings
 from tests.servers.house import House
-from tests.servers.store.databases import Ready, record
+from tests.servers.store.databases import insert, record
 
 ROOT = "/api/dashboard/request-responses"
 
 
 @pytest.fixture
-async def house() -> House:
+async def house(nursery: trio.Nursery) -> House:
     """With six records of the last minutes."""
     house = House(Settings())
     now = clock.unix_ms()
-    store = house.memory.store
-    for number in range(6):
-        store.put(
-            Ready(
-                record(
-                    now - 60_000 * number, request_id=f"r{number}", model=("llama3", "=cmd|'/c calc'")[number % 2],
-                    status=("success", "error", "cancelled")[number % 3], client=f"10.0.0.{number}", message="@evil",
-                    response_body=b"+no json", duration_ms=float(number),
-                )
-            )
-        )  # fmt: skip
-    store.start()
-    await trio.to_thread.run_sync(store.writer.ask, lambda connection: None)
+    made = [
+        record(
+            now - 60_000 * number, request_id=f"r{number}", model=("llama3", "=cmd|'/c calc'")[number % 2],
+            status=("success", "error", "cancelled")[number % 3], client=f"10.0.0.{number}", message="@evil",
+            response_body=b"+no json", duration_ms=float(number),
+        )
+        for number in range(6)
+    ]  # fmt: skip
+    insert(house.memory.store.engine, *made)
+    house.memory.start()
+    nursery.start_soon(house.memory.store.run)
     return house
 
 

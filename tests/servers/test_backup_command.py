@@ -31,7 +31,7 @@ async def test_a_running_coordinators_memory_comes_back_elsewhere(tmp_path: Path
         ids = [(await fleet.chat()).headers["x-request-id"] for _ in range(3)]
         key = (await fleet.ask("POST", "/api/keys", {"name": "laptop"})).json()["key"]
         await fleet.wait_settled()
-        await trio.to_thread.run_sync(fleet.coordinator.memory.store.writer.ask, lambda connection: None)
+        await fleet.coordinator.memory.store.flush()
         assert (await run("backup", file, first)).startswith("3 records and ")
         assert stat.S_IMODE((await trio.Path(file).stat()).st_mode) == 0o600
     assert (await run("restore", file, second)).startswith("3 records and ")

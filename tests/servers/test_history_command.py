@@ -116,7 +116,7 @@ def names(directory: Path) -> list[str]:
 async def written(fleet: Fleet) -> None:
     """Until every record is in the database."""
     await fleet.wait_settled()
-    await trio.to_thread.run_sync(fleet.coordinator.memory.store.writer.ask, lambda connection: None)
+    await fleet.coordinator.memory.store.flush()
 
 
 async def recorded(fleet: Fleet, **body: Any) -> str:

@@ -3,12 +3,12 @@
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 from sqlalchemy import Engine, select
 from structlog.testing import capture_logs
 
@@ -17,12 +17,12 @@ from core.units import UnixMs
 from servers import clock
 from servers import history_mirror as module
 from servers.history_mirror import Import, Mirror
-from servers.store.queries import Filters
+from servers.store.filters import Filters
+from servers.store.retention import delete_some
 from servers.store.statements import Statements
-from servers.store.store import Store
 from servers.store.tables import bodies, requests
 from servers.store.writer import Transaction
-from tests.servers.store.databases import NOW, Databases, Ready, record
+from tests.servers.store.databases import NOW, Databases, insert, record
 from tests.servers.test_history_file import ENTRY
 
 
@@ -49,19 +49,24 @@ class Importing:
     def __init__(self, engine: Engine, *paths: Path, **more: Any) -> None:
         self.engine = engine
         self.statements = Statements(engine.dialect.name, "c")
-        self.chore = Import(paths, clock=lambda: NOW, retention_days=7, keep=more.pop("keep", _all), **more)
+        self.done = 0
+        self.chore = Import(paths, clock=lambda: NOW, retention_days=7, keep=more.pop("keep", _all), done=self._finish, **more)
 
     def step(self) -> None:
         with Transaction(self.engine) as connection:
             self.chore(connection, self.statements)
 
+    def _finish(self) -> None:
+        self.done += 1
+
     def run(self) -> list[str]:
         """Returns the ids that are there then, the newest first."""
         for _ in range(100):
             self.step()
-            if self.chore.done:
+            if self.chore.is_done:
                 break
-        assert self.chore.done
+        self.step()
+        assert (self.chore.is_done, self.done) == (True, 1)
         with self.engine.connect() as connection:
             return [row[0] for row in connection.execute(select(requests.c.request_id).order_by(requests.c.number.desc()))]
 
@@ -139,40 +144,27 @@ def test_the_mirrors_own_file_is_never_imported(engine: Engine, tmp_path: Path) 
 # ---------------------------------------------------------------- the mirror
 
 
-@pytest.fixture
-def store(engine: Engine) -> Iterator[Store]:
-    made = Store(engine, coordinator_id="c", retention_days=36_500, max_bytes=10**9, clock=lambda: NOW)
-    made.start()
-    yield made
-    made.close()
-
-
-def put(store: Store, *made: HistoryRecord) -> None:
-    for one in made:
-        store.put(Ready(one))
-    store.writer.ask(lambda connection: None)
-
-
-async def test_the_newest_records_are_mirrored_and_deletions_too(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_records_are_mirrored_and_deletions_too(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIRRORED", 30)
     path = tmp_path / "request_history.json"
-    mirror = Mirror(store, path, ready=lambda: True)
-    await mirror.look()
+    mirror = Mirror(engine, path, ready=lambda: True)
+    mirror.look()
     assert read(path) == []
     made = [record(NOW + number, status="error" if number == 35 else "success") for number in range(40)]
-    put(store, *made)
-    await mirror.look()
+    insert(engine, *made)
+    mirror.look()
     assert [one["id"] for one in read(path)] == [one.request_id for one in made[10:]]
     assert read(path)[0]["request_body"] == {"model": "m"}
-    await store.delete(Filters(status="error"))
-    await mirror.look()
+    with Transaction(engine) as connection:
+        delete_some(connection, Filters(status="error"))
+    mirror.look()
     assert [one["id"] for one in read(path)] == [one.request_id for one in (*made[9:35], *made[36:])]
     before = inode(path)
-    await mirror.look()
+    mirror.look()
     assert inode(path) == before
     monkeypatch.setattr(module, "MIRROR_MAX_BYTES", 400)
-    put(store, record(NOW + 100, request_body=b"x" * 200))
-    await mirror.look()
+    insert(engine, record(NOW + 100, request_body=b"x" * 200))
+    mirror.look()
     assert len(read(path)) == 2
 
 
@@ -184,33 +176,34 @@ def inode(path: Path) -> int:
     return os.stat(path).st_ino
 
 
-async def test_a_mirror_that_cannot_be_written_says_so_once_and_comes_back(store: Store, tmp_path: Path) -> None:
+def test_a_mirror_that_cannot_be_written_says_so_once_and_comes_back(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "later" / "request_history.json"
-    mirror = Mirror(store, path, ready=lambda: True)
+    mirror = Mirror(engine, path, ready=lambda: True)
     with capture_logs() as logs:
-        await mirror.look()
-        await mirror.look()
+        mirror.look()
+        mirror.look()
     assert [said["why"] for said in logs] == ["No such file or directory"]
-    make(path.parent)
-    await mirror.look()
+    path.parent.mkdir()
+    mirror.look()
     assert read(path) == []
 
 
-def make(directory: Path) -> None:
-    directory.mkdir()
+def test_it_waits_for_the_import_and_looks_now_and_then(engine: Engine, tmp_path: Path) -> None:
+    waited: list[float] = []
+    looked: list[int] = []
 
+    class Clock(threading.Event):
+        """Ends when it was waited for five times."""
 
-async def test_it_waits_for_the_import_and_looks_now_and_then(
-    engine: Engine, tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked = []
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waited.append(timeout)
+            return len(waited) == 5
 
     class Looking(Mirror):
-        async def look(self) -> None:
-            looked.append(trio.current_time())
+        def look(self) -> None:
+            looked.append(len(waited))
 
-    store = Store(engine, coordinator_id="c", retention_days=7, max_bytes=1, clock=lambda: NOW)
-    began = trio.current_time()
-    with trio.move_on_after(4 * module.LOOK_S - 1):
-        await Looking(store, tmp_path / "x", ready=lambda: trio.current_time() > began + module.LOOK_S).run()
-    assert len(looked) == 2
+    Looking(engine, tmp_path / "x", ready=lambda: len(waited) >= 2).run(Clock())
+    assert waited == [module.SOON_S, module.SOON_S, module.LOOK_S, module.LOOK_S, module.LOOK_S]
+    assert looked == [2, 3, 4]
