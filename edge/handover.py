@@ -9,38 +9,29 @@ believed with the right secret only, and claims a request once; one that nobody 
 """
 
 import hmac
-from base64 import b64decode
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Final
 from typing import Protocol as Interface
 
 import trio
 
-from core.events import AttemptEnded, Cut, Ending, Failure, Forward, RequestEffect, Route, Settled, Wait
+from core.events import AttemptEnded, Cut, Ending, Forward, RequestEffect, Route, Settled, Wait
 from core.leases import Expiry
 from core.units import AgentId, Instant, LeaseId, RequestId
 from edge.desk import Answer, Decider, Desk
 from edge.listener import Takeover
 from edge.live import Live
 from edge.proxy import Proxy
-from edge.relay import FAILURE_HEADER, Failed, Kept
-from edge.verdicts import error_text
-from edge.wire import ClientConnection, RequestHead, ResponseHead
+from edge.relay import Failed
+from edge.told import told
+from edge.wire import ClientConnection, RequestHead
 
 TAKEOVER: Final = b"x-ollama-router-takeover"
 """`<secret> <request id>`."""
 TRIED: Final = b"x-ollama-router-tried"
 """`<lease id> <status that the node gave, or 0>`: the node that nginx tried."""
-ANSWER: Final = b"x-ollama-router-answer"
-"""The body of a gateway's error answer, in base64; absent when it is too long for a header."""
-ANSWER_TYPE: Final = b"x-ollama-router-answer-type"
 
 TAKEN_WITHIN_S: Final = 10.0
-
-_FAILURE_KEY: Final = FAILURE_HEADER.lower()
-_FAILURES: Final = {failure._value_.encode(): failure for failure in Failure}
-_ANSWERED_BY_NODE: Final = range(400, 600)
 
 
 class Decides(Decider, Interface):
@@ -181,9 +172,9 @@ class Handover:
 
         return take_over
 
-    def claim(self, told: bytes, route: Route, head: RequestHead) -> "Claim | None":
-        """The request that `told` (`TAKEOVER`'s value) is about; from now on the caller's. None: this is a request like any other."""
-        secret, _, name = told.partition(b" ")
+    def claim(self, takeover: bytes, route: Route, head: RequestHead) -> "Claim | None":
+        """The request that `takeover` (the header's value) is about; from now on the caller's. None: this is a request like any other."""
+        secret, _, name = takeover.partition(b" ")
         if not hmac.compare_digest(secret, self.secret) or not name:
             return None
         carried = self.table.get(RequestId(name.decode("ascii", "replace")))
@@ -200,7 +191,7 @@ class Handover:
             if lease.decode("ascii", "replace") != carried.lease_id:
                 self.late += 1
                 return None
-            failed = told_failure(head, status)
+            failed = told(route, head.fields, int(status) if status.isdigit() else 0)
         else:
             self._owed.discard(carried.request_id)
         del self.table[carried.request_id]
@@ -239,40 +230,14 @@ class Claim:
             one.kept = (failed.kept, forward.lease.agent_name)
         one.agent_id = forward.lease.agent_id
         self._decider.apply(
-            AttemptEnded(request_id=carried.request_id, failure=failed.failure, status=failed.status, text=failed.text[:4096])
+            AttemptEnded(
+                request_id=carried.request_id,
+                failure=failed.failure,
+                status=failed.status,
+                text=failed.text[:4096],
+                repeat_guard=failed.repeat_guard,
+            )
         )
-
-
-def told_failure(head: RequestHead, status: bytes) -> Failed | None:
-    """What a takeover says about the node's failure; None: nothing that can be relied on."""
-    fields = head.fields
-    body = _decoded(fields.get(ANSWER))
-    text = "" if body is None else error_text(body)
-    told = _FAILURES.get(fields.get(_FAILURE_KEY, b""))
-    if told is not None and told is not Failure.ANSWERED:
-        return Failed(failure=told, text=text or "as its gateway told nginx")
-    number = int(status) if status.isdigit() and len(status) == 3 else 0
-    if body is None or number not in _ANSWERED_BY_NODE:
-        return None
-    kind = fields.get(ANSWER_TYPE, b"application/json; charset=utf-8")
-    own = ResponseHead(number, _reason(number), [(b"Content-Type", kind)], {b"content-type": kind}, "length", len(body))
-    return Failed(failure=Failure.ANSWERED, status=number, text=text, kept=Kept(head=own, body=body, text=text))
-
-
-def _reason(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode("ascii")
-    except ValueError:
-        return b"Status"
-
-
-def _decoded(value: bytes | None) -> bytes | None:
-    if not value:
-        return None
-    try:
-        return b64decode(value, validate=True)
-    except ValueError:
-        return None
 
 
 def _cancelled(request_id: RequestId, text: str) -> Settled:
