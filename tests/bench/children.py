@@ -98,7 +98,12 @@ class Child:
 
     def cpu_s(self) -> float:
         """Processor time that it and its workers took so far."""
-        return sum(_cpu_s(pid) for pid in self.pids())
+        return sum(self.cpu_parts_s())
+
+    def cpu_parts_s(self) -> tuple[float, float]:
+        """`cpu_s`, its own and that in the kernel."""
+        parts = [_cpu_s(pid) for pid in self.pids()]
+        return sum(own for own, _ in parts), sum(kernel for _, kernel in parts)
 
     def memory_bytes(self) -> int:
         """Resident memory of it and its workers."""
@@ -134,12 +139,12 @@ def _field(path: str, number: int) -> int:
         return 0
 
 
-def _cpu_s(pid: int) -> float:
+def _cpu_s(pid: int) -> tuple[float, float]:
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0.0
-    return (int(after_name[11]) + int(after_name[12])) / _TICKS
+        return 0.0, 0.0
+    return int(after_name[11]) / _TICKS, int(after_name[12]) / _TICKS
 
 
 def _count(path: str) -> int:

@@ -25,7 +25,8 @@ from edge.verdicts import TAIL_BYTES, usage_of, whole_fault
 from edge.wire_heads import parse_request_head, parse_response_head
 from servers import clock
 from servers.driver import Driver
-from tests.bench.programs import SMALL, STREAM, all_running, more_files, request_body, small_answer, wrk
+from tests.bench.programs import SMALL, STREAM, more_files, request_body, small_answer, wrk
+from tests.bench.sides import EMBEDDED, EMBEDDED_ON, stage
 
 CALLS = 20_000
 MODEL_ROW = {"name": SMALL, "model": SMALL, "size": 1_000_000_000, "digest": "1" * 64}
@@ -35,12 +36,14 @@ LOADED_ROW = {**MODEL_ROW, "size_vram": 1_000_000_000, "expires_at": "2318-01-01
 def whole_us(*, model: str, connections: int, seconds: int, rounds: int, history: bool) -> tuple[float, float, float]:
     """(µs of its own, µs in the kernel, requests per second) that one request takes of the coordinator; medians."""
     found: list[tuple[float, float, float]] = []
-    settings = {} if history else {"HISTORY_RETENTION_DAYS": "0"}
-    with tempfile.TemporaryDirectory() as place, all_running(Path(place), settings) as bench:
+    wanted = EMBEDDED_ON if history else EMBEDDED
+    with tempfile.TemporaryDirectory() as place, stage(Path(place), [wanted]) as on:
+        side = on.sides[wanted]
+        child = side.children[0]
         for number in range(rounds + 1):
-            own, kernel = bench.router_cpu_s()
-            load = wrk(Path(place), bench.ports.router, model, connections=connections, seconds=seconds if number else 1)
-            own_after, kernel_after = bench.router_cpu_s()
+            own, kernel = child.cpu_parts_s()
+            load = wrk(Path(place), side.ports[model], model, connections=connections, seconds=seconds if number else 1)
+            own_after, kernel_after = child.cpu_parts_s()
             requests = load.requests
             found.append(((own_after - own) / requests * 1e6, (kernel_after - kernel) / requests * 1e6, load.requests_per_s))
     own_us, kernel_us, rate = (median(values) for values in zip(*found[1:], strict=True))
