@@ -1,138 +1,176 @@
-"""What is measured, and against which bars. Knows no program, only the ports they listen on.
+"""The router's speed against plain nginx and against a node itself, and its bars. Knows no program, only the ports they listen on.
 
-All sides of a comparison take turns within one run, round by round, and medians are compared: other work on the machine then hits all
-of them alike. A ratio says something on any machine; absolute figures only beside the direct ones of the same run.
+All sides of a comparison take turns within one run, round by round; ratios are formed within a round, and their medians count: other work
+on the machine then hits all of them alike. A ratio says something on any machine; absolute figures only beside the direct ones.
 """
 
-import socket
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-from tests.bench.programs import CHUNKS, IDLE, PACED, SMALL, STREAM, Bench, Load, request_body, wrk
+import msgspec
 
-SIDES = ("direct", "nginx", "router")
-IDLE_STREAMS = 2000
-IDLE_KB_MAX = 30.0
-RATIO_SMALL_MIN = 0.25
-RATIO_STREAM_MIN = 0.6
-ADDED_P50_MS_MAX = 0.3
+from tests.bench.programs import BURST, CHUNKS, PACED, SMALL, STREAM, Load, wrk
+from tests.bench.sides import ALL, DIRECT, EDGE, EMBEDDED, EMBEDDED_ON, NGINX, Stage, stage
+
+ADDED_P50_MS_MAX, ADDED_P99_MS_MAX = 0.2, 1.0
+BARS: dict[tuple[str, str], float] = {
+    ("small", EDGE): 0.4,
+    ("small", EMBEDDED): 0.33,
+    ("small", EMBEDDED_ON): 0.28,
+    ("stream", EDGE): 0.85,
+    ("stream", EMBEDDED): 0.7,
+    ("burst", EDGE): 0.85,
+    ("burst", EMBEDDED): 0.7,
+}
+"""Requests per second as a share of plain nginx's, by load and side."""
+DROPS = ("ollama_router_history_bodies_dropped_total", "ollama_router_history_records_dropped_total")
 
 
-@dataclass(frozen=True)
-class Compared:
+class Kind(msgspec.Struct, frozen=True):
+    """One load."""
+
+    name: str
+    title: str
+    model: str
+    connections: int
+
+
+KINDS = (
+    Kind("small", "Small answers, not streamed, 32 connections", SMALL, 32),
+    Kind("alone", "Small answers, not streamed, 1 connection", SMALL, 1),
+    Kind("stream", f"Streams of {CHUNKS} lines, each sent by itself, 32 connections", STREAM, 32),
+    Kind("burst", f"Streams of {CHUNKS} lines, ten to a packet, 32 connections", BURST, 32),
+    Kind("paced", f"Streams of {CHUNKS} lines, one each 2 ms, 64 connections", PACED, 64),
+)
+
+
+class Compared(msgspec.Struct):
     """The rounds of one load on all sides."""
 
+    kind: Kind
     rounds: dict[str, list[Load]]
 
-    def rate(self, side: str) -> float:
-        return median(load.requests_per_s for load in self.rounds[side])
+    def middle(self, side: str, value: Callable[[Load], float]) -> float:
+        return median(value(load) for load in self.rounds[side])
 
-    def p50_ms(self, side: str) -> float:
-        return median(load.p50_ms for load in self.rounds[side])
+    def share(self, side: str, of: str = NGINX) -> float:
+        """Requests per second, as a share of another side's in the same round."""
+        both = zip(self.rounds[side], self.rounds[of], strict=True)
+        return median(one.requests_per_s / other.requests_per_s for one, other in both)
 
-    def p99_ms(self, side: str) -> float:
-        return median(load.p99_ms for load in self.rounds[side])
-
-    @property
-    def ratio(self) -> float:
-        """Requests per second of the router as a share of plain nginx's."""
-        return self.rate("router") / self.rate("nginx")
+    def added_ms(self, side: str, value: Callable[[Load], float]) -> float:
+        """Latency beyond that of the node itself in the same round."""
+        return median(value(one) - value(other) for one, other in zip(self.rounds[side], self.rounds[DIRECT], strict=True))
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Everything one run found."""
+class Speed(msgspec.Struct):
+    """What one run found."""
 
-    small: Compared
-    alone: Compared
-    stream: Compared
-    paced: Compared
-    idle_kb: float
-
-    @property
-    def added_p50_ms(self) -> float:
-        return self.alone.p50_ms("router") - self.alone.p50_ms("direct")
-
-    def misses(self) -> list[str]:
-        """The bars that were not reached, one line each."""
-        bars = [
-            (self.small.ratio >= RATIO_SMALL_MIN, f"small answers reach {self.small.ratio:.2f} of plain nginx, not {RATIO_SMALL_MIN}"),
-            (self.stream.ratio >= RATIO_STREAM_MIN, f"streams reach {self.stream.ratio:.2f} of plain nginx, not {RATIO_STREAM_MIN}"),
-            (
-                self.added_p50_ms <= ADDED_P50_MS_MAX,
-                f"one connection waits {self.added_p50_ms:.3f} ms longer, more than {ADDED_P50_MS_MAX}",
-            ),
-            (self.idle_kb <= IDLE_KB_MAX, f"an idle stream takes {self.idle_kb:.1f} KB, more than {IDLE_KB_MAX}"),
-        ]
-        return [text for reached, text in bars if not reached]
+    seconds: int
+    rounds: int
+    compared: list[Compared]
+    history: dict[str, dict[str, float]]
+    """By side with history: records written, and what was dropped."""
 
 
-def compare(bench: Bench, place: Path, model: str, *, connections: int, seconds: int, rounds: int) -> Compared:
+def compare(on: Stage, place: Path, kind: Kind, *, seconds: int, rounds: int, sides: Sequence[str] = ALL) -> Compared:
     """The same load on all sides in turn."""
-    found: dict[str, list[Load]] = {side: [] for side in SIDES}
-    for side in SIDES:
-        wrk(place, bench.ports.of(side, model), model, connections=connections, seconds=1)  # connections, caches, learned speeds
+    taken = [name for name in on.sides if name in sides]
+    found: dict[str, list[Load]] = {name: [] for name in taken}
+    for name in taken:
+        wrk(place, on.sides[name].ports[kind.model], kind.model, connections=kind.connections, seconds=1)  # connections, learned speeds
     for _ in range(rounds):
-        for side in SIDES:
-            found[side].append(wrk(place, bench.ports.of(side, model), model, connections=connections, seconds=seconds))
-    return Compared(found)
+        for name in taken:
+            side = on.sides[name]
+            found[name].append(
+                wrk(place, side.ports[kind.model], kind.model, connections=kind.connections, seconds=seconds, asked=side.children)
+            )
+    return Compared(kind, found)
 
 
-def idle_stream_kb(bench: Bench, streams: int = IDLE_STREAMS) -> float:
-    """Resident memory of the coordinator per stream that is open and silent, in KB (1,000 bytes)."""
-    body = request_body(IDLE)
-    request = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    before = bench.router_memory_bytes()
-    lines: list[socket.socket] = []
-    try:
-        for _ in range(streams):
-            line = socket.create_connection(("127.0.0.1", bench.ports.router), timeout=20)
-            lines.append(line)
-            line.sendall(request)
-            got = line.recv(65536)
-            if b"sky" not in got:
-                raise RuntimeError(f"idle stream {len(lines)} got {got[:300]!r}")
-        time.sleep(1.0)  # what is freed after the last answer's beginning
-        return (bench.router_memory_bytes() - before) / streams / 1000
-    finally:
-        for line in lines:
-            line.close()
+def run(place: Path, *, seconds: int, rounds: int, say: Callable[[str], None]) -> Speed:
+    """Every load on every side; about `seconds * rounds * 40` seconds."""
+    compared = []
+    with stage(place, ALL) as on:
+        for kind in KINDS:
+            say(kind.title)
+            compared.append(compare(on, place, kind, seconds=seconds, rounds=rounds))
+        history = {
+            name: {key: side.behind.metrics().get(key, 0.0) for key in ("ollama_router_history_records_total", *DROPS)}
+            for name, side in on.sides.items()
+            if side.behind is not None and name == EMBEDDED_ON
+        }
+    return Speed(seconds, rounds, compared, history)
 
 
-def measure_all(bench: Bench, place: Path, *, seconds: int, rounds: int) -> Figures:
-    """Every figure; takes about `seconds * rounds * 12` seconds."""
-    return Figures(
-        small=compare(bench, place, SMALL, connections=32, seconds=seconds, rounds=rounds),
-        alone=compare(bench, place, SMALL, connections=1, seconds=seconds, rounds=rounds),
-        stream=compare(bench, place, STREAM, connections=32, seconds=seconds, rounds=rounds),
-        paced=compare(bench, place, PACED, connections=64, seconds=max(seconds, 2), rounds=rounds),
-        idle_kb=idle_stream_kb(bench),
-    )
+def misses(found: Speed) -> list[str]:
+    """The bars that were not reached, one line each."""
+    missed = []
+    for compared in found.compared:
+        for name in compared.rounds:
+            bar = BARS.get((compared.kind.name, name))
+            if bar is not None and compared.share(name) < bar:
+                missed.append(f"{name}, {compared.kind.title.lower()}: {compared.share(name):.2f} of plain nginx, not {bar}")
+        if compared.kind.name == "alone" and EMBEDDED in compared.rounds:
+            p50, p99 = compared.added_ms(EMBEDDED, _p50), compared.added_ms(EMBEDDED, _p99)
+            if p50 > ADDED_P50_MS_MAX:
+                missed.append(f"{EMBEDDED} adds {p50:.3f} ms (p50) at one connection, more than {ADDED_P50_MS_MAX}")
+            if p99 > ADDED_P99_MS_MAX:
+                missed.append(f"{EMBEDDED} adds {p99:.3f} ms (p99) at one connection, more than {ADDED_P99_MS_MAX}")
+    missed += [f"{name}: {counts[key]:.0f} in {key}" for name, counts in found.history.items() for key in DROPS if counts[key]]
+    return missed
 
 
-def table(figures: Figures) -> str:
+def _p50(load: Load) -> float:
+    return load.p50_ms
+
+
+def _p99(load: Load) -> float:
+    return load.p99_ms
+
+
+def section(found: Speed) -> str:
     """The figures as Markdown."""
+    parts = [
+        "## Against plain nginx",
+        "",
+        "The load generator (`wrk`, one thread), nginx as nodes that answer at once (one worker; the streams of ten lines to a packet come"
+        " from a process of their own) and the proxy under test share the cores. *direct* asks a node itself; *plain nginx* has"
+        " `worker_processes 2`, upstream `keepalive 64`, HTTP/1.1 and no access log, and for streams `proxy_buffering off`, without which it"
+        " holds lines back. *embedded* is the coordinator's own port, *nginx edge* is nginx with the coordinator choosing; *history*: with"
+        " it on, else off; *gateways*: through an agent's gateway before each node, on the same cores, history on.",
+        f"The sides take turns, {found.rounds} rounds of {found.seconds} s each; figures are medians, ratios are formed within a round."
+        " *CPU* is what the side's own processes took for one request.",
+    ]
+    for compared in found.compared:
+        parts += ["", f"### {compared.kind.title}", "", *_table(compared)]
+        if compared.kind.name == "alone":
+            parts += [
+                "",
+                f"Added to the node's own latency, p50 / p99: {_added(compared)}."
+                f" The bars of the embedded edge: ≤ {ADDED_P50_MS_MAX} ms / ≤ {ADDED_P99_MS_MAX} ms.",
+            ]
+    for name, counts in found.history.items():
+        dropped = sum(counts[key] for key in DROPS)
+        written = counts["ollama_router_history_records_total"]
+        parts += ["", f"Of all this, *{name}* wrote {written:,.0f} records and dropped {dropped:,.0f} (bar: 0)."]
+    return "\n".join(parts)
 
-    def row(name: str, found: Compared, share: float, bar: str) -> str:
-        rates = " | ".join(f"{found.rate(side):,.0f}" for side in SIDES)
-        latencies = " | ".join(f"{found.p50_ms(side):.3f}" for side in SIDES)
-        return f"| {name} | {rates} | {latencies} | {share:.2f} | {bar} |"
 
-    small, alone, stream, paced = figures.small, figures.alone, figures.stream, figures.paced
-    return "\n".join(
-        [
-            "| load | direct /s | nginx /s | router /s | direct p50 ms | nginx p50 ms | router p50 ms | router / nginx | bar |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-            row("small answers, 32 connections", small, small.ratio, f"≥ {RATIO_SMALL_MIN}"),
-            row("small answers, 1 connection", alone, alone.ratio, ""),
-            row(f"streams of {CHUNKS} lines at full speed, 32 connections", stream, stream.ratio, f"≥ {RATIO_STREAM_MIN}"),
-            row(f"streams of {CHUNKS} lines, one each 2 ms, 64 connections", paced, paced.ratio, ""),
-            "",
-            "| | figure | bar |",
-            "| --- | ---: | --- |",
-            f"| latency that the router adds at one connection, p50 | {figures.added_p50_ms:.3f} ms | ≤ {ADDED_P50_MS_MAX} ms |",
-            f"| memory of one idle stream, {IDLE_STREAMS:,} held | {figures.idle_kb:.1f} KB | ≤ {IDLE_KB_MAX:.0f} KB |",
-        ]
-    )
+def _added(compared: Compared) -> str:
+    sides = [name for name in compared.rounds if name != DIRECT]
+    return ", ".join(f"{name} {compared.added_ms(name, _p50):.3f} / {compared.added_ms(name, _p99):.3f} ms" for name in sides)
+
+
+def _table(compared: Compared) -> list[str]:
+    rows = ["| | requests/s | × plain nginx | bar | × direct | p50 ms | p99 ms | CPU µs |", "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
+    for name in compared.rounds:
+        rate = compared.middle(name, lambda load: load.requests_per_s)
+        bar = BARS.get((compared.kind.name, name))
+        cpu = compared.middle(name, lambda load: load.cpu_us)
+        rows.append(
+            f"| {name} | {rate:,.0f} | {compared.share(name):.2f} | {f'≥ {bar}' if bar else ''} | {compared.share(name, DIRECT):.2f}"
+            f" | {compared.middle(name, _p50):.3f} | {compared.middle(name, _p99):.3f} | {f'{cpu:,.0f}' if cpu else ''} |"
+        )
+    return rows

@@ -1,0 +1,56 @@
+"""How many nodes the selection endpoint chooses in a second, alone. Runs `python -m tests.bench.selection` and reads its figures; has its bars."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from tests.house.tree import ROOT
+
+BARS = {10: 20_000, 100: 12_000}
+"""Decisions per second, by nodes."""
+
+
+class Selected(msgspec.Struct):
+    """Decisions per second by number of nodes."""
+
+    per_s: dict[int, float]
+
+
+def exists() -> bool:
+    return (ROOT / "tests" / "bench" / "selection.py").is_file()
+
+
+def run(_: Path, *, rounds: int, say: Callable[[str], None]) -> Selected:
+    """Medians of so many runs."""
+    found: dict[int, list[float]] = {}
+    for number in range(rounds):
+        say(f"selection alone, {number + 1} of {rounds}")
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.bench.selection"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        )
+        rows = re.findall(r"(\d+) nodes?\D*?([\d,]+)(?:\.\d+)?(?:/s| decisions)", done.stdout)
+        if not rows:
+            raise RuntimeError(f"tests.bench.selection said nothing of use:\n{done.stdout}{done.stderr}"[-1000:])
+        for nodes, per_s in rows:
+            found.setdefault(int(nodes), []).append(float(per_s.replace(",", "")))
+    return Selected({nodes: median(values) for nodes, values in found.items()})
+
+
+def misses(found: Selected) -> list[str]:
+    return [
+        f"selection alone: {found.per_s.get(nodes, 0):,.0f} decisions/s with {nodes} nodes, not {bar:,}"
+        for nodes, bar in BARS.items()
+        if found.per_s.get(nodes, 0) < bar
+    ]
+
+
+def section(found: Selected) -> str:
+    rows = ["## Selection alone", "", "What nginx asks, without nginx (`python -m tests.bench.selection`).", ""]
+    rows += ["| nodes | decisions/s | bar |", "| ---: | ---: | --- |"]
+    rows += [f"| {nodes:,} | {per_s:,.0f} | {f'≥ {BARS[nodes]:,}' if nodes in BARS else ''} |" for nodes, per_s in found.per_s.items()]
+    return "\n".join(rows)
