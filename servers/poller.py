@@ -4,21 +4,23 @@ Decides when to ask, never what an answer means. Asked are nodes without an agen
 seed's): those report their load but not their models, so their lists are asked for; whether they live is left to their heartbeats, which
 the router sees to.
 Invariants: each node has tasks of its own, so a slow one delays no other; `/api/ps` is never a sign of life or death; answers are
-bounded in size and time.
+bounded in size and time; what one question costs does not grow with the number of nodes, and many nodes are not asked in one instant.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import httpx
 import msgspec
 import trio
 
 from core.events import Event, NodePolled, NodeSilent, Upstream
 from core.units import MIB, AgentId, Instant
+from edge.headers import own_request
+from edge.pool import DialFailed, Pool
+from edge.wire_client import UpstreamConnection, UpstreamCut
+from edge.wire_watch import Watch
 from servers import clock
-from servers.settings import upstream_url
 
 LOADED_EVERY_S: Final = 2.0
 """How often `/api/ps` is asked, and how often everything while a node is away."""
@@ -37,6 +39,9 @@ PARSE_INLINE_BYTES: Final = 256 * 1024
 """Longer lists are parsed in a worker thread."""
 
 NODES_MAX: Final = 4096
+
+STARTS_APART_S: Final = 0.001
+"""Between the first checks of nodes that are known at the start; what is asked later keeps these distances."""
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -72,20 +77,21 @@ class Poller:
         self._check_every_s = check_every_s
         self._nodes: dict[AgentId, _Node] = {}
         self._nursery: trio.Nursery | None = None
-        self._client: httpx.AsyncClient | None = None
+        self._pool: Pool | None = None
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        timeout = httpx.Timeout(ANSWER_LIMIT_S, connect=CONNECT_LIMIT_S, pool=None)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=1000, keepalive_expiry=60)
-        async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as self._client:
-            try:
-                async with trio.open_nursery() as self._nursery:
-                    for node in self._nodes.values():
-                        self._start(node)
-                    await trio.sleep_forever()
-            finally:
-                self._nursery = None
+        watch = Watch()
+        self._pool = Pool(watch, dial_limit_s=CONNECT_LIMIT_S)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await self._nursery.start(watch.run)
+                for number, node in enumerate(self._nodes.values()):
+                    self._start(node, after_s=number * STARTS_APART_S)
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._pool.close_idle()
 
     def watch(self, agent_id: AgentId, upstream: Upstream) -> None:
         """Poll this node from now on."""
@@ -112,12 +118,13 @@ class Poller:
 
     # ------------------------------------------------------------ one node
 
-    def _start(self, node: _Node) -> None:
+    def _start(self, node: _Node, *, after_s: float = 0.0) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(self._poll, node)
+        self._nursery.start_soon(self._poll, node, after_s)
 
-    async def _poll(self, node: _Node) -> None:
+    async def _poll(self, node: _Node, after_s: float) -> None:
         with node.scope:
+            await trio.sleep(after_s)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_checked, node)
                 nursery.start_soon(self._keep_loaded_known, node)
@@ -137,9 +144,9 @@ class Poller:
         try:
             version = (await self._get(node, "/api/version", _Version)).version
             installed = await self._installed(node)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except DialFailed:
             self._silent(node, refused=True)
-        except (httpx.HTTPError, _BadAnswer):
+        except (UpstreamCut, _BadAnswer):
             self._silent(node, refused=False)
         else:
             first, node.answers = not node.answers, True
@@ -164,9 +171,9 @@ class Poller:
         asked_at = self._now()
         try:
             loaded = (await self._get(node, "/api/ps", _Models)).models or []
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except DialFailed:
             node.wake.set()
-        except (httpx.HTTPError, _BadAnswer):
+        except (UpstreamCut, _BadAnswer):
             pass
         else:
             self._polled(node, asked_at, loaded=loaded, alive=False)
@@ -179,22 +186,43 @@ class Poller:
         self._apply(NodeSilent(agent_id=node.agent_id, refused=refused))
 
     async def _get(self, node: _Node, path: str, kind: type[Any]) -> Any:
-        """The answer as a `kind`. Raises httpx.HTTPError, _BadAnswer."""
-        assert self._client is not None
-        data = bytearray()
-        with trio.move_on_after(ANSWER_LIMIT_S + CONNECT_LIMIT_S) as scope:
-            async with self._client.stream("GET", upstream_url(node.upstream) + path) as response:
-                if response.status_code != 200:
-                    raise _BadAnswer
-                async for part in response.aiter_bytes():
-                    data += part
-                    if len(data) > ANSWER_MAX_BYTES:
-                        raise _BadAnswer
-        if scope.cancelled_caught:
-            raise httpx.ReadTimeout("the whole answer took too long")
+        """The answer as a `kind`. Raises DialFailed, UpstreamCut, _BadAnswer."""
+        data: bytearray | None = None
+        with trio.move_on_after(ANSWER_LIMIT_S + CONNECT_LIMIT_S):
+            data = await self._ask(node, path)
+        if data is None:
+            raise _BadAnswer  # it took too long
         try:
             if len(data) <= PARSE_INLINE_BYTES:
                 return msgspec.json.decode(data, type=kind)
             return await trio.to_thread.run_sync(lambda: msgspec.json.decode(data, type=kind))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise _BadAnswer from None
+
+    async def _ask(self, node: _Node, path: str) -> bytearray:
+        """The body of a good answer, over a kept connection when there is one. Raises DialFailed, UpstreamCut, _BadAnswer."""
+        assert self._pool is not None
+        kept = self._pool.take(node.upstream)
+        if kept is not None:
+            try:
+                return await self._ask_over(kept, path)
+            except UpstreamCut:
+                if kept.bytes_received:
+                    raise
+        return await self._ask_over(await self._pool.dial(node.upstream), path)
+
+    async def _ask_over(self, conn: UpstreamConnection, path: str) -> bytearray:
+        """The body of a good answer; the connection is kept or closed. Raises UpstreamCut, _BadAnswer."""
+        assert self._pool is not None
+        data = bytearray()
+        try:
+            await conn.send(own_request(conn.upstream, path.encode("ascii"), method=b"GET"))
+            if (await conn.read_head()).status != 200:
+                raise _BadAnswer
+            while part := await conn.read_some():
+                data += part
+                if len(data) > ANSWER_MAX_BYTES:
+                    raise _BadAnswer
+        finally:
+            self._pool.give_back(conn)  # closes it unless its answer was read to the end
+        return data

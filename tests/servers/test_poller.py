@@ -224,3 +224,66 @@ async def test_a_node_that_moved_is_asked_at_its_new_address(monkeypatch: pytest
         poller.watch(B, Upstream(host="127.0.0.1", port=1))
         assert list(poller._nodes) == [A]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_kept_connection_that_breaks_without_a_byte_is_no_silence() -> None:
+    """A node may close an idle connection in the very moment in which it is asked over it."""
+    told = Told()
+    node = OneAnswerEach()
+    async with running(node) as node, trio.open_nursery() as nursery:
+        poller = poller_of(told)
+        poller.watch(A, node.upstream)
+        nursery.start_soon(poller.run)
+        await told.until(lambda event: isinstance(event, NodePolled) and event.loaded is not None)
+        await told.until(lambda _: node.broken >= 3)
+        assert all(isinstance(event, NodePolled) for event in told.events)
+        nursery.cancel_scope.cancel()
+
+
+class OneAnswerEach(FakeNode):
+    """Takes a second request on a connection, and closes instead of answering it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            for answered in (False, True):
+                head = await stream.receive_some(65536)
+                if answered or not head:
+                    self.broken += bool(head)
+                    return
+                await stream.send_all(self._response(self.answers[head.split(b" ")[1].decode()]))
+
+
+async def test_five_hundred_nodes_are_all_known_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a question costs does not grow with the number of nodes that are asked."""
+    monkeypatch.setattr(module, "LOADED_EVERY_S", 2.0)
+    told = Told()
+    ids = [AgentId(str(number)) for number in range(500)]
+    async with running(FakeNode()) as node, trio.open_nursery() as nursery:
+        poller = poller_of(told)
+        for number, agent_id in enumerate(ids):
+            poller.watch(agent_id, Upstream(host=f"127.0.1.{number // 250}", port=node.port, base_path=f"/{number}"))
+        listeners = [await trio.open_tcp_listeners(node.port, host=f"127.0.1.{last}") for last in (0, 1)]
+        node.answers = PrefixedAnswers(node.answers)
+        for listener in listeners:
+            nursery.start_soon(trio.serve_listeners, node.serve, listener)
+        nursery.start_soon(poller.run)
+        seen: set[AgentId] = set()
+
+        def all_seen(event: Event) -> bool:
+            if isinstance(event, NodePolled) and event.alive:
+                seen.add(event.agent_id)
+            return len(seen) == len(ids)
+
+        await told.until(all_seen)
+        nursery.cancel_scope.cancel()
+
+
+class PrefixedAnswers(dict[str, Any]):
+    """Answers whatever stands before the path."""
+
+    def get(self, path: str, default: Any = None) -> Any:
+        return super().get("/" + path.split("/", 2)[2], default)
