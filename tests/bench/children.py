@@ -1,7 +1,7 @@
 """Processes that a measurement starts: found, started, watched, and ended by their own ids.
 
-Decides how a program is started and stopped, and reads what the system knows of it (CPU time, memory, descriptors). Knows nothing of what is
-measured. Invariant: what a `with` block started has ended when it is left, killed after `STOP_WITHIN_S` when it does not obey.
+Decides how a program is started and stopped, and reads what the system knows of it (CPU time, memory, descriptors). Knows nothing of what
+is measured. Invariant: what a `with` block started has ended when it is left, killed after `STOP_WITHIN_S` when it does not obey.
 """
 
 import os

@@ -1,9 +1,9 @@
 """A client that holds many streams and sees each token's arrival. `python -m tests.bench.client JSON` (the fields of `Order`).
 
-A process of its own with one epoll, so that it is not what is measured; its answer says how much of a core it took. Opens the streams evenly
-over `ramp_s`, prints the line `open` when all have had their first token, watches for `hold_s`, and prints one line of JSON (`Seen`).
-Invariant: a stream counts as whole only when every number came once and in order, and for one that is to end, its last line and its last
-chunk. Gaps are those between arrivals; tokens that came together are one arrival and gaps of zero.
+A process of its own with one epoll, so that it is not what is measured; its answer says how much of a core it took. Opens the streams
+evenly over `ramp_s`, prints the line `open` when all have had their first token, watches for `hold_s`, and prints one line of JSON
+(`Seen`). Invariant: a stream counts as whole only when every number came once and in order, and for one that is to end, its last line
+and its last chunk. Gaps are those between arrivals; tokens that came together are one arrival and gaps of zero.
 """
 
 import gc
@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from array import array
-from dataclasses import dataclass
 from typing import Any
 
 import httptools
@@ -75,7 +74,10 @@ class Seen(msgspec.Struct, kw_only=True):
 class _Stream:
     """One request. `on_...` are the parser's callbacks."""
 
-    __slots__ = ("ended", "error", "fileno", "gaps", "last_ns", "lates", "late_of", "line", "next", "now_ns", "parser", "reordered", "sock", "status", "watched")  # fmt: skip
+    __slots__ = (
+        "ended", "error", "fileno", "gaps", "last_ns", "lates", "line", "next", "now_ns", "parser", "reordered", "sock", "status",
+        "watched",
+    )  # fmt: skip
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -138,7 +140,9 @@ class Client:
         body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": prompt}]})
         sock = socket.create_connection(("127.0.0.1", order.port), timeout=PATIENCE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        sock.sendall(
+            b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
         sock.setblocking(False)
         stream = _Stream(sock)
         self._all.append(stream)

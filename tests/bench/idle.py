@@ -88,8 +88,9 @@ def section(found: Idle) -> str:
     rows = [
         "## Idle streams",
         "",
-        f"Streams of one token a second, all open at once, each token numbered, each stream read to its end. Opened {OPENED_PER_S} a second,"
-        f" then held for {HOLD_S:.0f} s; history on. Bars: none lost, none reordered, ≤ {KB_MAX:.0f} KB of the coordinator's memory each.",
+        f"Streams of one token a second, all open at once, each token numbered, each stream read to its end. Opened {OPENED_PER_S} a"
+        f" second, then held for {HOLD_S:.0f} s; history on. Bars: none lost, none reordered, ≤ {KB_MAX:.0f} KB of the coordinator's memory"
+        " each.",
         "",
         "| | streams | lost | reordered | coordinator KB each | token late p50 ms | p99 ms | in flight afterwards |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -97,6 +98,7 @@ def section(found: Idle) -> str:
     for side, held in found.held.items():
         one = held.seen
         rows.append(
-            f"| {side} | {one.streams:,} | {one.lost} | {one.reordered} | {held.kb:.1f} | {one.late_p50_ms:.1f} | {one.late_p99_ms:.1f} | {held.left:.0f} |"
+            f"| {side} | {one.streams:,} | {one.lost} | {one.reordered} | {held.kb:.1f}"
+            f" | {one.late_p50_ms:.1f} | {one.late_p99_ms:.1f} | {held.left:.0f} |"
         )
     return "\n".join(rows)

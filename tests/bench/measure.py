@@ -137,9 +137,9 @@ def section(found: Speed) -> str:
         "",
         "The load generator (`wrk`, one thread), nginx as nodes that answer at once (one worker; the streams of ten lines to a packet come"
         " from a process of their own) and the proxy under test share the cores. *direct* asks a node itself; *plain nginx* has"
-        " `worker_processes 2`, upstream `keepalive 64`, HTTP/1.1 and no access log, and for streams `proxy_buffering off`, without which it"
-        " holds lines back. *embedded* is the coordinator's own port, *nginx edge* is nginx with the coordinator choosing; *history*: with"
-        " it on, else off; *gateways*: through an agent's gateway before each node, on the same cores, history on.",
+        " `worker_processes 2`, upstream `keepalive 64`, HTTP/1.1 and no access log, and for streams `proxy_buffering off`, without which"
+        " it holds lines back. *embedded* is the coordinator's own port, *nginx edge* is nginx with the coordinator choosing; *history*:"
+        " with it on, else off; *gateways*: through an agent's gateway before each node, on the same cores, history on.",
         f"The sides take turns, {found.rounds} rounds of {found.seconds} s each; figures are medians, ratios are formed within a round."
         " *CPU* is what the side's own processes took for one request.",
     ]
@@ -164,7 +164,10 @@ def _added(compared: Compared) -> str:
 
 
 def _table(compared: Compared) -> list[str]:
-    rows = ["| | requests/s | × plain nginx | bar | × direct | p50 ms | p99 ms | CPU µs |", "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
+    rows = [
+        "| | requests/s | × plain nginx | bar | × direct | p50 ms | p99 ms | CPU µs |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
     for name in compared.rounds:
         rate = compared.middle(name, lambda load: load.requests_per_s)
         bar = BARS.get((compared.kind.name, name))

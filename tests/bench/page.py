@@ -1,7 +1,7 @@
 """docs/performance.md, put together from what the parts of the benchmark found, each at its own time.
 
-Decides what a part is and how the page is formed. Knows no figure. Invariant: the page shows for each part the command that measured it, and
-what fell short.
+Decides what a part is and how the page is formed. Knows no figure. Invariant: the page shows for each part the command that measured it,
+and what fell short.
 """
 
 import os
@@ -84,10 +84,10 @@ def page() -> str:
     )
     return f"""# Performance
 
-`make bench` measures all of this and writes the page; `.venv/bin/python -m tests.bench PART...` measures only `speed`, `selection`, `scaling`,
-`gaps` or `idle`, and leaves the other sections as they were found last. Everything runs on the same cores: clients, nodes and what is
-measured. Real nodes take tens of milliseconds per token, so the loads at full speed are far above what one coordinator meets; they show what
-is left over. Ratios hold on other machines; the absolute figures belong to this one.
+`make bench` measures all of this and writes the page; `.venv/bin/python -m tests.bench PART...` measures only `speed`, `selection`,
+`scaling`, `gaps` or `idle`, and leaves the other sections as they were found last. Everything runs on the same cores: clients, nodes and
+what is measured. Real nodes take tens of milliseconds per token, so the loads at full speed are far above what one coordinator meets; they
+show what is left over. Ratios hold on other machines; the absolute figures belong to this one.
 
 ## What falls short
 

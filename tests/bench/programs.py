@@ -68,7 +68,8 @@ def _chat(model: str) -> str:
 def node(ports: Iterable[int], model: str) -> str:
     """nginx's configuration of a server that is a node with `model` on each of `ports`."""
     places = "".join(
-        f"location = {path.decode()} {{ default_type application/json; return 200 '{body.decode()}'; }}\n" for path, body in lists(model).items()
+        f"location = {path.decode()} {{ default_type application/json; return 200 '{body.decode()}'; }}\n"
+        for path, body in lists(model).items()
     )
     listens = "".join(f"listen 127.0.0.1:{port} backlog=4096; " for port in ports)
     return f"server {{ {listens}{places} location = /api/chat {{ {_chat(model)} }} }}\n"
@@ -153,7 +154,5 @@ def wrk(place: Path, port: int, model: str, *, connections: int, seconds: int, a
     count = re.search(r"(\d+) requests in", said)
     if rate is None or count is None or p50 is None or p99 is None:
         raise RuntimeError(f"wrk said something else than usual:\n{said}")
-    return Load(
-        float(rate[1]), *(float(found[1]) * _UNITS[found[2]] for found in (p50, p99)),
-        requests=int(count[1]), cpu_us=cpu_s * 1e6 / max(1, int(count[1])),
-    )  # fmt: skip
+    p50_ms, p99_ms = (float(found[1]) * _UNITS[found[2]] for found in (p50, p99))
+    return Load(float(rate[1]), p50_ms, p99_ms, requests=int(count[1]), cpu_us=cpu_s * 1e6 / max(1, int(count[1])))

@@ -1,4 +1,4 @@
-"""How many nodes the selection endpoint chooses in a second, alone. Runs `python -m tests.bench.selection` and reads its figures; has its bars."""
+"""How many nodes the selection endpoint chooses in a second, alone, and its bars. Runs `python -m tests.bench.selection`."""
 
 import re
 import subprocess

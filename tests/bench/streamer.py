@@ -77,7 +77,8 @@ class Streamer:
         )  # fmt: skip
         self._size = b"%x\r\n" % len(self._line % (0, 0))
         last = (
-            b'{"model":%b,"created_at":"2026-01-01T00:00:00.123456789Z","message":{"role":"assistant","content":""},"done":true,' % name
+            b'{"model":%b,"created_at":"2026-01-01T00:00:00.123456789Z","message":{"role":"assistant","content":""},"done":true,'
+            % name
             + b'"done_reason":"stop","total_duration":1234567890,"load_duration":45678901,"prompt_eval_count":26,'
             b'"prompt_eval_duration":130079000,"eval_count":199,"eval_duration":932710000}\n'
         )
