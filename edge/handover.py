@@ -191,7 +191,7 @@ class Handover:
             if lease.decode("ascii", "replace") != carried.lease_id:
                 self.late += 1
                 return None
-            failed = told(route, head.fields, int(status) if status.isdigit() else 0)
+            failed = told(route, head.fields, int(status) if status.isdigit() and len(status) == 3 else 0)
         else:
             self._owed.discard(carried.request_id)
         del self.table[carried.request_id]
