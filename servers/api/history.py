@@ -1,19 +1,18 @@
 """History over HTTP (contract 6): pages, one record, export, deletion, sums.
 
-Decides the form of filters and of records in JSON and CSV. Invariants: a bad filter is a 400 that names it; an export is read and formed
-piece by piece in worker threads, so its memory does not grow with it; no cell of a CSV begins as a formula would.
+Decides the form of filters. Invariants: a bad filter is a 400 that names it; an export is read and formed by a process of its own, and
+passes through here piece by piece, so memory does not grow with it; one that cannot begin is an error, one that breaks off has no end.
 """
 
-import csv
-import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-import trio
 from quart import Response, request
 from quart_trio import QuartTrio
+from sqlalchemy import Connection
 
 from core.errors import RemoteError
 from core.history import STATUSES
@@ -21,9 +20,10 @@ from core.units import UnixMs
 from servers import clock
 from servers.access import Area
 from servers.api.web import Web, guarded, reply
-from servers.drafts import body_value
+from servers.aside import aside
 from servers.store import queries
-from servers.store.queries import Filters
+from servers.store.export import Wanted, shown
+from servers.store.filters import Filters
 
 PER_PAGE: Final = 100
 PER_PAGE_MAX: Final = 500
@@ -33,13 +33,6 @@ MINUTES: Final = 60
 """Points of the request history."""
 FILTERS: Final = ("model", "agent_id", "status", "start_time", "end_time", "client", "q")
 PAGING: Final = ("page", "per_page", "sort")
-
-COLUMNS: Final = (
-    "id", "timestamp", "completed_at", "request_type", "path", "model", "agent_id", "agent_name", "client", "key_id", "status", "message",
-    "http_status", "duration_ms", "queue_ms", "ttft_ms", "predicted_start_ms", "observed_start_ms", "prompt_tokens", "output_tokens",
-    "load_ms", "attempts", "edge", "chunks", "body_bytes", "bodies", "request_body", "response_body",
-)  # fmt: skip
-"""Of a CSV export, and the order of a record's fields."""
 
 _ROOT: Final = "/api/dashboard/request-responses"
 
@@ -53,12 +46,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
     async def history_page() -> Response:
         _only(*FILTERS, *PAGING)
         filters, number, per_page, sort = _filters(), _whole("page", 1, 1, 10**6), _whole("per_page", PER_PAGE, 1, PER_PAGE_MAX), _sort()
-        offset = (number - 1) * per_page
-        found = await store.read(lambda c: queries.page(c, filters, offset=offset, limit=per_page, sort=sort))
-        records = [_shown(record) for record in found.records]
-        return reply(
-            {"records": records, "total_count": found.total_count, "total_is_floor": found.is_floor, "page": number, "per_page": per_page}
-        )
+        return reply(await store.read(lambda c: _page(c, filters, number=number, per_page=per_page, sort=sort)))
 
     @app.delete(_ROOT)
     @guarded(web, Area.MANAGEMENT)
@@ -77,7 +65,7 @@ def add_routes(app: QuartTrio, web: Web) -> None:
             raise RemoteError("no record has this id", status=404)
         agent_id = found["agent_id"]
         agent = None if agent_id is None else web.driver.router.known(agent_id)
-        return reply({**_shown(found), "agent_address": None if agent is None else agent.upstream.host})
+        return reply({**shown(found), "agent_address": None if agent is None else agent.upstream.host})
 
     @app.get(f"{_ROOT}/export")
     @guarded(web, Area.MANAGEMENT)
@@ -87,7 +75,8 @@ def add_routes(app: QuartTrio, web: Web) -> None:
         if form not in ("json", "csv"):
             raise RemoteError("format must be json or csv")
         filters = _filters()
-        response = Response(_export(web, filters, _Csv() if form == "csv" else _JsonList()))
+        wanted = msgspec.msgpack.encode(Wanted(store.url, filters, form))
+        response = Response(await _begun(aside("servers.store.export", wanted)))
         response.headers["Content-Type"] = "application/json" if form == "json" else "text/csv; charset=utf-8"
         day = clock.rfc3339(clock.unix_ms())[:10]
         response.headers["Content-Disposition"] = f'attachment; filename="history-{day}.{form}"'
@@ -186,82 +175,22 @@ def _sort() -> str:
 # ---------------------------------------------------------------- what is answered
 
 
-def _shown(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as JSON shows it: bodies as JSON where they are, else as text."""
-    shown = {
-        **record,
-        "timestamp": clock.rfc3339(record["at_ms"]),
-        "completed_at": clock.rfc3339(record["completed_at_ms"]),
-    }
-    for name in ("request_body", "response_body"):
-        if name in record:
-            shown[name] = body_value(record[name])
-    return {name: shown[name] for name in COLUMNS if name in shown}
+def _page(connection: Connection, filters: Filters, *, number: int, per_page: int, sort: str) -> dict[str, Any]:
+    found = queries.page(connection, filters, offset=(number - 1) * per_page, limit=per_page, sort=sort)
+    return {
+        "records": [shown(record) for record in found.records], "total_count": found.total_count, "total_is_floor": found.is_floor,
+        "page": number, "per_page": per_page,
+    }  # fmt: skip
 
 
-class _JsonList:
-    """An export as one JSON list."""
+async def _begun(pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """The same once its first piece is there, so that what cannot begin is an error and no half answer. Raises RemoteError."""
+    first = await anext(pieces)
 
-    def __init__(self) -> None:
-        self._begun = False
+    async def all_of() -> AsyncIterator[bytes]:
+        async with aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
 
-    def piece(self, records: list[dict[str, Any]]) -> bytes:
-        """Some more records."""
-        texts = b",\n".join(msgspec.json.encode(_shown(record)) for record in records)
-        lead, self._begun = (b",\n" if self._begun else b"["), True
-        return lead + texts
-
-    def end(self) -> bytes:
-        """What closes it."""
-        return b"]\n" if self._begun else b"[]\n"
-
-
-class _Csv:
-    """An export as a table with a heading."""
-
-    def __init__(self) -> None:
-        self._begun = False
-
-    def piece(self, records: list[dict[str, Any]]) -> bytes:
-        """Some more records."""
-        out = io.StringIO(newline="")
-        writer = csv.writer(out)
-        if not self._begun:
-            writer.writerow(COLUMNS)
-            self._begun = True
-        for record in records:
-            shown = _shown(record)
-            writer.writerow([_cell(shown.get(name)) for name in COLUMNS])
-        return out.getvalue().encode()
-
-    def end(self) -> bytes:
-        """What closes it: the heading where there was no record."""
-        return b"" if self._begun else self.piece([])
-
-
-def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    if value is None or isinstance(value, (int, float)):
-        return value
-    text = bytes(value).decode("utf-8", "replace") if isinstance(value, msgspec.Raw) else value
-    if not isinstance(text, str):
-        text = msgspec.json.encode(text).decode()
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
-
-
-async def _export(web: Web, filters: Filters, form: "_JsonList | _Csv") -> AsyncIterator[bytes]:
-    """The export piece by piece. Each piece is a question of its own, so that no transaction stays open as long as a slow reader reads."""
-    walk: Callable[..., Any] = queries.next_piece
-    below: int | None = queries.BEYOND
-    while below is not None:
-        before = below
-
-        def question(connection: Any, before: int = before) -> tuple[bytes, int | None]:
-            records, rest = walk(connection, filters, before)
-            return (form.piece(records) if records else b""), rest
-
-        data, below = await web.memory.store.read(question)
-        if data:
-            yield data
-        await trio.lowlevel.checkpoint()
-    yield form.end()
+    return all_of()

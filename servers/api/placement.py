@@ -1,4 +1,4 @@
-"""Placement advice over HTTP: which model should be warm where, computed off the loop from what the router saw.
+"""Placement advice over HTTP: which model should be warm where, computed by a process of its own from what the router saw.
 
 Decides only when to compute anew. Invariant: one plan is computed at a time, and none more often than every `KEPT_S` seconds, however many
 ask.
@@ -14,6 +14,7 @@ from quart_trio import QuartTrio
 from core.advice import Question
 from servers.access import Area
 from servers.api.web import Web, guarded, reply
+from servers.aside import answered
 
 KEPT_S: Final = 10.0
 """A plan is shown again until it is so old."""
@@ -32,11 +33,11 @@ def add_routes(app: QuartTrio, web: Web) -> None:
             now = web.driver.now()
             if kept is None or now - kept[0] >= KEPT_S:
                 question = web.driver.placement()
-                kept = (now, await trio.to_thread.run_sync(_answered, question))
+                kept = (now, await _answered(question))
         return reply(kept[1])
 
 
-def _answered(question: Question) -> dict[str, Any]:
+async def _answered(question: Question) -> dict[str, Any]:
     """The plan as it is shown, and what it rests on."""
-    plan = question.answer()
-    return {**msgspec.structs.asdict(plan), "rates_per_s": question.rates_per_s, "memory_guessed": question.guessed}
+    answer: dict[str, Any] = msgspec.json.decode(await answered("servers.plan", msgspec.msgpack.encode(question)))
+    return answer

@@ -8,14 +8,11 @@ Why a process: a thread that writes takes the interpreter from the loop at every
 """
 
 import contextlib
-import os
 import queue
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -23,6 +20,7 @@ import trio
 from sqlalchemy import Engine
 
 from core.errors import RemoteError
+from servers.aside import command
 from servers.store import messages
 from servers.store.messages import Batch, Config, Delete, Deleted, Done, Failed, Imported, Item, Ready, Said, Sync, Word, Works
 from servers.store.outbox import Outbox
@@ -40,7 +38,6 @@ RECEIVE_BYTES: Final = 1 << 16
 SEND_BYTES: Final = 1 << 18
 """Of the socket's buffer, where the system grants it."""
 FAILS: Final = "history cannot be written: requests go on, what they leave is kept in memory as long as there is room"
-_ROOT: Final = str(Path(__file__).resolve().parent.parent.parent)
 
 
 class Child:
@@ -49,12 +46,9 @@ class Child:
     def __init__(self, config: Config) -> None:
         """Starts it. Raises OSError."""
         ours, its = socket.socketpair()
+        argv, environ = command("servers.store")
         try:
-            paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "servers.store"],
-                stdin=its.fileno(), stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            )  # fmt: skip
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(argv, stdin=its.fileno(), stdout=subprocess.DEVNULL, env=environ)
         except OSError:
             ours.close()
             raise

@@ -52,7 +52,7 @@ class Store:
         self._feed = Feed(
             engine,
             Config(
-                url=engine.url.render_as_string(hide_password=False),
+                url=self.url,
                 coordinator_id=coordinator_id,
                 retention_days=retention_days,
                 max_bytes=max_bytes,
@@ -110,6 +110,11 @@ class Store:
         """Write what waits, and let go of the database. Blocks, `CLOSE_LIMIT_S` and a little at most."""
         self._feed.close(limit_s=CLOSE_LIMIT_S)
         self._engine.dispose()
+
+    @property
+    def url(self) -> str:
+        """Of the database, with its password."""
+        return self._engine.url.render_as_string(hide_password=False)
 
     @property
     def engine(self) -> Engine:

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from servers import clock
-from servers.api.history import COLUMNS
 from servers.settings import Settings
+from servers.store.export import COLUMNS
 from tests.servers.house import House
 from tests.servers.store.databases import insert, record
 

@@ -1,8 +1,11 @@
 """`GET /api/placement`: the plan for what was asked, for those who may see it, computed seldom."""
 
+from typing import Any
+
 import pytest
 
 import servers.api.placement as module
+from core.advice import Question
 from core.events import NodePolled, RequestCame, Route
 from core.units import RequestId, UnixMs
 from servers.settings import Settings
@@ -29,8 +32,13 @@ async def test_the_plan_names_what_should_be_warm(house: House) -> None:
 
 
 async def test_a_plan_is_kept_for_a_while(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed = []
-    monkeypatch.setattr(module, "_answered", lambda question: computed.append(question) or {"placed": []})
+    computed: list[Question] = []
+
+    async def answered(question: Question) -> dict[str, Any]:
+        computed.append(question)
+        return {"placed": []}
+
+    monkeypatch.setattr(module, "_answered", answered)
     for _ in range(3):
         assert (await house.ask("GET", "/api/placement")).json == {"placed": []}
     assert len(computed) == 1
