@@ -50,16 +50,26 @@ class Capture(msgspec.Struct, array_like=True, gc=False):
         self.response.append(data)
         self.held_bytes += len(data)
 
+    def hold_request(self, data: bytes) -> None:
+        """Hold the request's body, which is `data`, as much of it as is wanted."""
+        limit = self.limit_bytes
+        if limit == 0:
+            return
+        if len(data) > limit:
+            self.is_cut = True
+            data = data[:limit]
+        self.request_body = data
+
     async def take_request(self, body: "Body") -> None:
         """Hold the request's body, as much of it as is wanted."""
+        if body.data is not None:
+            self.hold_request(body.data)
+            return
         limit = self.limit_bytes
         if limit == 0:
             return
         if body.length > limit:
             self.is_cut = True
-        if body.data is not None:
-            self.request_body = body.data if body.length <= limit else body.data[:limit]
-            return
         pieces, at = [], 0
         while at < min(limit, body.length) and (piece := await body.read_at(at)):
             pieces.append(piece)

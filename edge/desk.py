@@ -55,6 +55,11 @@ class Desk:
         if self._arrived is not None:
             self._arrived.set()
 
+    @property
+    def first(self) -> Answer | None:
+        """What `take_nowait` would take."""
+        return self._answers[0] if self._answers else None
+
     def take_nowait(self) -> Answer | None:
         """The oldest effect not yet taken, or None."""
         return self._answers.pop(0) if self._answers else None

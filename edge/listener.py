@@ -24,7 +24,7 @@ from core.events import Protocol, Route
 from edge.denied import Denied
 from edge.front import Front
 from edge.headers import error_response, simple_response
-from edge.wire import DEFAULT_LIMITS, ClientConnection, ClientGone, HttpError, Limits, RequestHead
+from edge.wire import DEFAULT_LIMITS, ClientConnection, ClientGone, HttpError, Lane, Limits, RequestHead
 from edge.wire_heads import Header
 from edge.wire_watch import Watch
 
@@ -60,6 +60,11 @@ def route_of(method: str, path: str) -> Route | None:
         model = path[len(_MODELS) :]
         return Route.V1_MODEL if model and "/" not in model else None
     return None
+
+
+def quick_routes(front: Front | None) -> dict[str, Route]:
+    """The POST routes by their paths: those that `front` would not take for a prefix of something else."""
+    return {path: route for path, route in _POST.items() if front is None or not path.startswith(front.prefixes)}
 
 
 def clean_path(path: str) -> str:
@@ -116,7 +121,7 @@ class Listener:
     """Serves accepted sockets until it is stopped. One instance for all ports.
 
     `front` comes first; then `gate` is asked, before an inference request's body is read. `report` gets exceptions that nobody should
-    have let through.
+    have let through. `quick` makes what may serve a connection's requests without its task.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class Listener:
         report: Callable[[Exception], None],
         front: Front | None = None,
         taken_over: Takeover | None = None,
+        quick: Callable[[ClientConnection], Lane] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
@@ -141,6 +147,7 @@ class Listener:
         self._report = report
         self._front = front
         self._taken_over = taken_over
+        self._quick = quick
         self._limits = limits
         self._connections_max = connections_max
         self._conns: dict[ClientConnection, None] = {}
@@ -213,6 +220,8 @@ class Listener:
         except OSError:  # it left already
             sock.close()
             return
+        if self._quick is not None:
+            conn.lane = self._quick(conn)
         self._conns[conn] = None
         nursery.start_soon(self._serve_connection, conn)
 
@@ -243,6 +252,15 @@ class Listener:
                     return
                 if self._stopping:
                     conn.must_close = True
+                if (rest := conn.rest) is not None:
+                    conn.rest = None
+                    begun = route_of(head.method, head.path)
+                    protocol = native if begun is None else begun.protocol
+                    await rest()
+                    await conn.finish_body()
+                    if conn.must_close:
+                        return
+                    continue
                 prefix = b""
                 if front is not None and head.path.startswith(front.prefixes):
                     prefix = front.strip(head)

@@ -35,7 +35,8 @@ from edge.pool import DialFailed, Pool
 from edge.relay import Failed, Good, Kept, Poured, give_whole, open_answer, pour
 from edge.resume import Resumable, resumable
 from edge.splice import Patched
-from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
+from edge.verdicts import TAIL_BYTES, usage_of
+from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut
 
 STALE_WITHIN_S: Final = 1.0
 """A re-used connection that breaks this soon after a request, without a byte, was closed by the node before it saw the request."""
@@ -83,7 +84,7 @@ class Live:
     """
 
     __slots__ = (
-        "_decoded", "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "explainer", "head",
+        "_begun", "_decoded", "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "explainer", "head",
         "heard_at", "kept", "means", "model", "progress", "request_id", "resumable", "route", "sent", "sent_head", "stream", "upstream",
     )  # fmt: skip
 
@@ -115,6 +116,8 @@ class Live:
         self.progress = 0
         self.heard_at = 0.0
         self._dialling: trio.CancelScope | None = None
+        self._begun: bytes | None = None
+        """What is left to send of an attempt that was begun without a task; None: none was."""
         self._ended: Failure | None = None
         self._why = ""
         self._unload: tuple[str, ...] = ()
@@ -165,8 +168,7 @@ class Live:
                     case Wait():
                         continue
         except ClientGone:
-            self.conn.must_close = True
-            return Settled(request_id=self.request_id, ending=Ending.CANCELLED, status=499, message="the client left")
+            return self._left()
 
     async def _dress(self, raise_context: int | None) -> None:
         """Make the request what the next node is to get. Raises HttpError 503."""
@@ -197,10 +199,7 @@ class Live:
 
     async def _attempt(self, lease: Lease, unload: tuple[str, ...]) -> Settled | None:
         """Try one node. None: another effect is to be carried out."""
-        self.agent_id = lease.agent_id
-        self._ended = None
-        self.desk.begin(self)
-        self.conn.begin(self)
+        self._about_to_try(lease)
         try:
             if unload:
                 await self._make_room(lease, unload)
@@ -228,6 +227,13 @@ class Live:
                 self.kept = (opened.kept, lease.agent_name)
             self._attempt_ended(opened.failure, opened.status, opened.text, opened.repeat_guard)
         return None
+
+    def _about_to_try(self, lease: Lease) -> None:
+        self.agent_id = lease.agent_id
+        if self._begun is None:
+            self._ended = None
+        self.desk.begin(self)
+        self.conn.begin(self)
 
     async def _make_room(self, lease: Lease, models: tuple[str, ...]) -> None:
         """Have the node unload these models. What fails is left to the node: it then makes room as it would have without us."""
@@ -316,8 +322,14 @@ class Live:
     async def _open(self, lease: Lease) -> Good | Failed:
         """Send the request to the node and read the beginning of its answer. `upstream` is the connection."""
         try:
-            upstream = self.upstream = self._take(lease.upstream) or await self._dial(lease.upstream)
-            opened = await self._exchange(upstream, lease)
+            begun, self._begun = self._begun, None
+            if begun is not None:
+                assert self.upstream is not None, "begun with nobody"
+                upstream = self.upstream
+                opened = await self._go_on(upstream, begun)
+            else:
+                upstream = self.upstream = self._take(lease.upstream) or await self._dial(lease.upstream)
+                opened = await self._exchange(upstream, lease)
             if isinstance(opened, Failed) and self._was_stale(upstream, opened):
                 self._let_go()
                 upstream = self.upstream = await self._dial(lease.upstream)
@@ -369,6 +381,84 @@ class Live:
         except UpstreamCut as error:
             return Failed(failure=Failure.NOT_TAKEN, text=str(error))
         return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.means.options.answer_hold_bytes)
+
+    async def _go_on(self, upstream: UpstreamConnection, begun: bytes) -> Good | Failed:
+        """`_exchange` from where `begin_now` left it."""
+        try:
+            if begun:
+                await upstream.send(begun)
+        except UpstreamCut as error:
+            return Failed(failure=Failure.NOT_TAKEN, text=str(error))
+        return await open_answer(upstream, route=self.route, stream=self.stream, hold_bytes=self.means.options.answer_hold_bytes)
+
+    # ------------------------------------------------------------ without a task (edge.quick)
+
+    def begin_now(self) -> Lease | None:
+        """Begin what the router wants, if that needs no waiting: send the request on a kept connection to the node. None: `run` must.
+
+        `run` may take over at any time after it: it goes on from here.
+        """
+        effect = self.desk.first
+        if type(effect) is not Forward or effect.unload or effect.model or self.model or effect.raise_context is not None:
+            return None
+        lease, data = effect.lease, self.body.data
+        upstream = None if self.means.options.first_token_timeout_s or data is None else self.means.pool.take(lease.upstream)
+        if upstream is None or data is None:
+            return None
+        self.upstream = upstream
+        self._about_to_try(lease)
+        self.progress, self.heard_at = 0, self.means.clock()
+        data = self._request_head(lease) + data
+        try:
+            sent = upstream.send_now(data)
+        except OSError:
+            sent = 0
+        self._begun = data[sent:]
+        return lease
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the node has all of the request, and nobody wants the attempt to end."""
+        return self._begun == b"" and self._ended is None
+
+    def answer_now(self, lease: Lease, head: ResponseHead, body: bytes) -> Settled:
+        """Give the client its whole answer, which has status 200 and is good. Never waits, so it must be small."""
+        conn, upstream, capture = self.conn, self.upstream, self.capture
+        assert upstream is not None, "an answer of nobody"
+        self._begun = None
+        self.desk.end()
+        conn.end()
+        upstream.drop()
+        made = answer_head(
+            head,
+            framing="length",
+            length=len(body),
+            keep_alive=not conn.must_close,
+            request_id=self.request_id.encode(),
+            node=lease.agent_name,
+        )
+        if capture is not None:
+            capture.take(body)
+        try:
+            conn.send_now(made + body)
+        except ClientGone:
+            return self._left()
+        finally:
+            self._let_go()
+        return Settled(
+            request_id=self.request_id,
+            ending=_SUCCESS,
+            status=200,
+            usage=usage_of(body[-TAIL_BYTES:], self.route.protocol),
+            body_bytes=len(body),
+            chunks=upstream.chunks_seen,
+        )
+
+    def _left(self) -> Settled:
+        self.conn.must_close = True
+        return Settled(request_id=self.request_id, ending=Ending.CANCELLED, status=499, message="the client left")
+
+    # ------------------------------------------------------------ what the node gets
 
     def _request_head(self, lease: Lease) -> bytes:
         return request_head(

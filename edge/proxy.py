@@ -219,6 +219,44 @@ class Proxy:
         finally:
             body.close()
 
+    def has_room(self, length: int) -> bool:
+        """Whether a body of `length` bytes may be held now."""
+        budget = self._budget
+        return length <= budget.max_body_bytes and budget.held_bytes + length <= budget.memory_bytes
+
+    def begin_now(self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts) -> Live | Denied:
+        """Begin a request whose body is `data`, for which there is room, without waiting. It must be settled, or carried on."""
+        budget = self._budget
+        client, model = self._client_of(conn, head), facts.model
+        others: tuple[str, ...] = ()
+        if self._aliases or client.startswith(KEYED):
+            model, others, denied = self._models(client, facts)
+            if denied is not None:
+                return denied
+        budget.held_bytes += len(data)
+        body = Body(data, length=len(data), budget=budget)
+        try:
+            return self._begin(conn, head, route, body, facts, (self._new_id(), client, model, others))
+        except BaseException:
+            body.close()
+            raise
+
+    async def carry_on(self, one: Live) -> None:
+        """Finish what `begin_now` began."""
+        try:
+            await self.finish(one)
+        finally:
+            one.body.close()
+
+    def settle_now(self, one: Live, settled: Settled | None) -> None:
+        """What `begin_now` began is over. None: it was given up."""
+        try:
+            if settled is not None and one.capture is not None and one.body.data is not None:
+                one.capture.hold_request(one.body.data)
+            self._settle(one, settled)
+        finally:
+            one.body.close()
+
     async def finish(self, one: Live) -> None:
         """Carry out what the router wants for a request that has begun, and settle it."""
         settled: Settled | None = None

@@ -122,10 +122,8 @@ async def open_answer(conn: UpstreamConnection, *, route: Route, stream: bool, h
         head = await conn.read_head()
         if head.status >= 400:
             return await _open_error(conn, head)
-        content_type = head.fields.get(b"content-type", b"")
-        sse = content_type.startswith(b"text/event-stream")
-        if sse or content_type.startswith(b"application/x-ndjson"):
-            return await _open_stream(conn, head, sse=sse)
+        if head.streams:
+            return await _open_stream(conn, head, sse=head.fields[b"content-type"].startswith(b"text/"))
         return await _open_whole(conn, head, route, stream, hold_bytes)
     except UpstreamGarbled as error:
         return Failed(failure=Failure.GARBLED, text=str(error))

@@ -2,21 +2,23 @@
 
 Decides what a client may send and how long it may take; must never know routes, nodes or bodies' meaning.
 
-One task per connection. A call reads the socket only after Trio said that it is readable, so every wait is a checkpoint and no
-stream can starve the others. What the client is too slow to take is held here, up to `BACKLOG_MAX_BYTES`, and sent by a task of the
-watch: an upstream is read promptly meanwhile. Time limits are a stock of patience per phase, spent only while waiting for the client
-and compared with deadlines by one sweep (`edge.wire_watch`), not a cancel scope per read.
+One task per connection; while it waits for the next request, a `Lane` may take that one up without it. A call reads the socket only
+after it was said to be readable, so every wait is a checkpoint and no stream can starve the others. What the client is too slow to take
+is held here, up to `BACKLOG_MAX_BYTES`, and sent by a task of the watch: an upstream is read promptly meanwhile. Time limits are a stock
+of patience per phase, spent only while waiting for the client and compared with deadlines by one sweep (`edge.wire_watch`), not a
+cancel scope per read.
 
 Invariants: requests are answered in order; bytes after a request's end stay for the next one; after `HttpError` the connection is
 only good for one last answer; `gone` never goes back to False.
 """
 
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
-from trio.lowlevel import checkpoint, wait_writable
+from trio.lowlevel import checkpoint, reschedule, wait_writable
 
 from edge.wire_client import UpstreamConnection, UpstreamCut, UpstreamGarbled
 from edge.wire_heads import (
@@ -39,6 +41,7 @@ __all__ = [
     "ClientConnection",
     "ClientGone",
     "HttpError",
+    "Lane",
     "Limits",
     "RequestHead",
     "ResponseHead",
@@ -67,6 +70,16 @@ class Cancellable(Protocol):
     def cancel(self) -> None: ...
 
 
+class Lane(Protocol):
+    """What may take up requests of a connection while its task waits for the next one: see `edge.quick`."""
+
+    def came(self) -> None:
+        """There is something to read. It calls `take_up`, then `begin_quick` and in the end `end_quick`, or `hand_over`."""
+
+    def abandon(self) -> None:
+        """The connection's task ends: whatever was taken up is over."""
+
+
 class ClientGone(trio.BrokenResourceError):
     """The client left, or took no byte for too long."""
 
@@ -90,13 +103,18 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
+def _later() -> None:
+    """It stays to be read."""
+
+
 class ClientConnection(WatchedSocket):
     """One accepted socket (non-blocking, stdlib). Belongs to one task; `close` may be called by any.
 
     `must_close`: no further request will be read. `gone`: the client left while a request was worked on, or a send failed.
     `answered`: bytes of an answer to the current request were sent. `stamp`: header lines, each after a line end, that the head of the
     answer to the current request gets behind its first line.
-    `waits`: between two requests, nothing read of the next.
+    `waits`: between two requests, nothing read of the next. `lane`: who may take requests up without the task. `rest`: what is left to do
+    of a request that was; its head is what `read_head` returned.
     """
 
     __slots__ = (
@@ -106,6 +124,7 @@ class ClientConnection(WatchedSocket):
         "_decoder",
         "_drained",
         "_flushing",
+        "_handed",
         "_left",
         "_limits",
         "_patience",
@@ -113,13 +132,16 @@ class ClientConnection(WatchedSocket):
         "_remaining",
         "_scope",
         "_streak",
+        "_working",
         "_write_by",
         "answered",
         "gone",
+        "lane",
         "local_port",
         "must_close",
         "peer_host",
         "peer_port",
+        "rest",
         "stamp",
         "waits",
     )  # fmt: skip
@@ -148,12 +170,17 @@ class ClientConnection(WatchedSocket):
         self._read_by = NEVER
         self._write_by = NEVER
         self._streak = 0
+        self.lane: Lane | None = None
+        self.rest: Callable[[], Awaitable[None]] | None = None
+        self._handed: RequestHead | None = None
+        self._working = False
         super().__init__(sock, watch)
 
     # ------------------------------------------------------------ reading
 
     async def read_head(self) -> RequestHead | None:
-        """The next request's head; None when the client closed, or was idle for too long, between requests.
+        """The next request's head; None when the client closed, or was idle for too long, between requests. With `rest` set it is that of
+        a request that was begun already.
 
         Raises HttpError (400, 408, 431, 501, 505), ClientGone when it left within a head.
         """
@@ -164,16 +191,19 @@ class ClientConnection(WatchedSocket):
         data = self._buffer
         self._buffer = b""
         if not data:
-            self._patience = self._limits.idle_s
-            self.waits = True
-            try:
-                data = await self._receive(RECEIVE_BYTES, "")
-            except (HttpError, ClientGone):
+            if not await self._idle():
                 return None
-            finally:
-                self.waits = False
+            if self.rest is not None:
+                return self._handed
+            data, self._buffer = self._buffer, b""
             if not data:
-                return None
+                self._patience = self._limits.idle_s
+                try:
+                    data = await self._receive(RECEIVE_BYTES, "")
+                except (HttpError, ClientGone):
+                    return None
+                if not data:
+                    return None
         else:
             await checkpoint()  # a client that sends many requests at once gets one turn for each
         self._patience = self._limits.head_s
@@ -197,6 +227,36 @@ class ClientConnection(WatchedSocket):
             self._buffer = data[end:]
         self._begin_body(head)
         return head
+
+    async def _idle(self) -> bool:
+        """Wait for the next request, while others may be taken up. False: there will be none."""
+        if self.readable:
+            return True
+        self._await_next()
+        try:
+            while self._working or not self.readable:
+                await self.park()
+                if self.rest is not None or self._buffer:
+                    break
+                if self.timed_out or self.closed or self.gone or (self.must_close and not self._working):
+                    return False
+        except BaseException:
+            if self.lane is not None:
+                self.lane.abandon()
+            raise
+        finally:
+            self.waits = False
+            self.eager = None
+            self._read_by = NEVER
+            self.deadline = self._write_by
+        return True
+
+    def _await_next(self) -> None:
+        self.waits = True
+        self._read_by = self.watch.now + self._limits.idle_s
+        self.deadline = min(self._read_by, self._write_by)
+        if self.lane is not None:
+            self.eager = self.lane.came
 
     def _begin_body(self, head: RequestHead) -> None:
         self._remaining = head.content_length or 0
@@ -300,6 +360,72 @@ class ClientConnection(WatchedSocket):
                 raise ClientGone("the connection was closed")
         self._patience -= watch.now - began
 
+    # ------------------------------------------------------------ requests that are taken up without the task
+
+    def take_up(self) -> bytes:
+        """What the client sent, to be begun with or handed over; b"": nothing, or nothing for others than the task."""
+        if self.ended or self._backlog or self.must_close:
+            self.hand_over(b"")
+            return b""
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            self.readable = False
+            return b""
+        except OSError:
+            data = b""
+        self.readable = not data or len(data) == RECEIVE_BYTES
+        if self.readable:
+            self.hand_over(data)
+            return b""
+        return data
+
+    def hand_over(self, data: bytes, head: RequestHead | None = None, rest: Callable[[], Awaitable[None]] | None = None) -> None:
+        """The task is to do it: from `data` on, or the `rest` of a request that was begun."""
+        self._buffer = data
+        self._handed, self.rest = head, rest
+        self._working = False
+        self.eager = None
+        if self.parked is not None:
+            task, self.parked = self.parked, None
+            reschedule(task)
+
+    def begin_quick(self) -> None:
+        """A request was taken up: the client may send no other meanwhile, and takes as long as it wants."""
+        self._working = True
+        self.waits = False
+        self.answered = False
+        self.eager = _later
+        self._read_by = NEVER
+        self.deadline = self._write_by
+
+    def end_quick(self) -> None:
+        """It was answered."""
+        self._working = False
+        if self.readable or self.must_close:
+            self.hand_over(b"")
+        else:
+            self._await_next()
+
+    def send_now(self, data: bytes) -> None:
+        """`send`, without ever waiting: what the client does not take at once is held, so it must be small. Raises ClientGone."""
+        if self.gone or self.closed:
+            raise ClientGone("the client is gone")
+        self.answered = True
+        sent = 0
+        if not self._backlog:
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._lose()
+                raise ClientGone(str(error)) from None
+            if sent == len(data):
+                return
+        self._backlog += memoryview(data)[sent:]
+        self._flush_soon()
+
     # ------------------------------------------------------------ writing
 
     async def send(self, data: bytes) -> None:
@@ -331,9 +457,12 @@ class ClientConnection(WatchedSocket):
             room = BACKLOG_MAX_BYTES - len(self._backlog)
             self._backlog += view[:room]
             view = view[room:]
-            if not self._flushing:
-                self._flushing = True
-                self.watch.start_soon(self._flush_backlog)
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self.watch.start_soon(self._flush_backlog)
 
     async def flush(self) -> None:
         """Wait until the client's kernel has everything. Raises ClientGone."""

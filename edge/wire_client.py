@@ -94,15 +94,21 @@ class UpstreamConnection(WatchedSocket):
         if self._early:
             return
         try:
-            sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0
+            sent = self.send_now(data)
         except OSError as error:
             self._after_broken_send(error)
             return
-        self.bytes_sent += sent
         if sent < len(data):
             await self._send_rest(memoryview(data)[sent:])
+
+    def send_now(self, data: bytes) -> int:
+        """Send what goes without waiting. Returns how many bytes went. Raises OSError."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        self.bytes_sent += sent
+        return sent
 
     async def _send_rest(self, view: memoryview) -> None:
         while view and not self._early:
@@ -173,6 +179,16 @@ class UpstreamConnection(WatchedSocket):
     # ------------------------------------------------------------ receiving
 
     @property
+    def head(self) -> ResponseHead | None:
+        """The answer's head, once it is here."""
+        return self._head
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the node ended, or was left, before its answer was whole."""
+        return self._cut is not None
+
+    @property
     def has_bytes(self) -> bool:
         """Whether `read_some` returns or raises without waiting."""
         return bool(self._pieces) or self._complete or self._cut is not None
@@ -217,14 +233,19 @@ class UpstreamConnection(WatchedSocket):
                 self._streak = 0
                 await checkpoint()
             self._streak += 1
-            try:
-                data = self.sock.recv(RECEIVE_BYTES)
-                break
-            except BlockingIOError:
-                self.readable = False
-            except OSError as error:
-                self._cut = UpstreamCut(f"the node broke the connection: {error.strerror}")
+            if self.receive_now():
                 return
+
+    def receive_now(self) -> bool:
+        """Take what is here. Returns whether it was anything: bytes, or an end."""
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            self.readable = False
+            return False
+        except OSError as error:
+            self._cut = UpstreamCut(f"the node broke the connection: {error.strerror}")
+            return True
         if len(data) < RECEIVE_BYTES and not self.ended:
             self.readable = False
         if data:
@@ -233,6 +254,18 @@ class UpstreamConnection(WatchedSocket):
             self._complete = True
         else:
             self._cut = UpstreamCut("the node closed the connection before its answer was whole")
+        return True
+
+    def whole(self) -> tuple[ResponseHead, bytes] | None:
+        """The answer, if it is here whole and nothing of its body was read yet. It stays to be read, until `drop`."""
+        head, pieces = self._head, self._pieces
+        if head is None or not self._complete or self._cut is not None:
+            return None
+        return head, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def drop(self) -> None:
+        """What is here of the body was seen."""
+        self._pieces.clear()
 
     def _feed(self, data: bytes) -> None:
         self.bytes_received += len(data)
@@ -354,3 +387,5 @@ class UpstreamConnection(WatchedSocket):
             self.idle_in.remove(self)
             self.idle_in = None
         super().close()
+        if self.eager is not None:
+            self.eager()

@@ -21,6 +21,7 @@ HEAD_MAX_BYTES: Final = 64 << 10
 
 CHUNK_LINE_MAX_BYTES: Final = 4 << 10
 TRAILERS_MAX_BYTES: Final = 16 << 10
+STREAM_TYPES: Final = (b"text/event-stream", b"application/x-ndjson")
 _CACHED: Final = 512
 _CACHED_MAX_BYTES: Final = 2 << 10
 """What is longer is read anew each time, so that the caches stay within a few MB."""
@@ -38,6 +39,8 @@ _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?[ \t]*\r\n")
 _AUTHORITY: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://([^/?]*)")
 
+_EXTRAORDINARY: Final = frozenset((b"expect", b"origin", b"transfer-encoding", b"x-explain", b"x-ollama-router-takeover"))
+
 Header = tuple[bytes, bytes]
 Framing = Literal["length", "chunked", "close", "none"]
 
@@ -52,14 +55,18 @@ class HttpError(Exception):
 
 
 class HeaderBlock:
-    """The headers of one or more heads. `for_nodes` is a place where `edge.headers` keeps what it made of them."""
+    """The headers of one or more heads. `for_nodes` is a place where `edge.headers` keeps what it made of them.
 
-    __slots__ = ("closes", "fields", "for_nodes", "headers")
+    `ordinary`: none of them asks for more than the commonest request does.
+    """
+
+    __slots__ = ("closes", "fields", "for_nodes", "headers", "ordinary")
 
     def __init__(self, headers: list[Header], fields: dict[bytes, bytes]) -> None:
         self.headers = headers
         self.fields = fields
         self.closes = b"connection" in fields and b"close" in fields[b"connection"].lower()
+        self.ordinary = not self.closes and _EXTRAORDINARY.isdisjoint(fields)
         self.for_nodes: tuple[bytes, bytes] | None = None
 
 
@@ -108,10 +115,11 @@ class RequestHead:
 class ResponseHead:
     """One answer's head. `framing` says how its body ends; "none": there is no body (HEAD, 204, 304).
 
-    `keeps`: the connection may be used again after the body. `for_clients` is a place where `edge.headers` keeps what it made of it.
+    `keeps`: the connection may be used again after the body. `streams`: by its content type it is one. `for_clients` is a place where
+    `edge.headers` keeps what it made of it.
     """
 
-    __slots__ = ("content_length", "fields", "for_clients", "framing", "headers", "keeps", "reason", "status")
+    __slots__ = ("content_length", "fields", "for_clients", "framing", "headers", "keeps", "reason", "status", "streams")
 
     def __init__(
         self,
@@ -130,6 +138,7 @@ class ResponseHead:
         self.framing = framing
         self.content_length = content_length
         self.keeps = keeps
+        self.streams = fields.get(b"content-type", b"").startswith(STREAM_TYPES)
         self.for_clients: tuple[bytes, bytes] | None = None
 
 

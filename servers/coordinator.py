@@ -21,10 +21,11 @@ from core.router import Router
 from core.units import AgentId
 from edge.body import BodyBudget
 from edge.front import Front
-from edge.listener import Listener
+from edge.listener import Listener, quick_routes
 from edge.live import ProxyOptions
 from edge.pool import Pool
 from edge.proxy import Proxy
+from edge.quick import Quick
 from edge.web import WebPass
 from edge.wire import Watch
 from servers import clock
@@ -145,6 +146,8 @@ class Coordinator:
             self.memory.restore_agents(self.web.driver, self.web.poller, listed=listed)
             self.memory.restore_work(self.web.moves, self.web.keeping)
             self._add_backends()
+            front = Front(origins=self.settings.origins, base_path=self.settings.base_path, methods=OLLAMA_METHODS)
+            quick = Quick(proxy, gate=self.web.access.gate, routes=quick_routes(front), new_id=clock.new_request_id, report=self._report)
             listener = Listener(
                 gate=self.web.access.gate,
                 proxy=proxy,
@@ -159,7 +162,8 @@ class Coordinator:
                 new_id=clock.new_request_id,
                 report=self._report,
                 taken_over=None if nginx is None else self.nginx.handover.taking_over(proxy),
-                front=Front(origins=self.settings.origins, base_path=self.settings.base_path, methods=OLLAMA_METHODS),
+                front=front,
+                quick=quick.lane,
             )
             async with trio.open_nursery() as nursery:
                 self.memory.start()

@@ -16,21 +16,20 @@ from statistics import median
 from typing import Any
 
 from core.config import RouterConfig
-from core.events import BackendAdded, Ending, Forward, NodePolled, Protocol, Record, RequestCame, Route, Settled, Upstream, Usage
+from core.events import Ending, Forward, Protocol, RequestCame, Route, Settled, Upstream, Usage
 from core.router import Router
-from core.units import AgentId, Instant, RequestId, UnixMs
+from core.units import Instant, RequestId
 from edge.body import inspect_ordinary
 from edge.headers import answer_head, request_head
 from edge.verdicts import TAIL_BYTES, usage_of, whole_fault
 from edge.wire_heads import parse_request_head, parse_response_head
 from servers import clock
 from servers.driver import Driver
+from tests.bench.counted import NoSinks, add_node
 from tests.bench.programs import SMALL, STREAM, more_files, request_body, small_answer, wrk
 from tests.bench.sides import EMBEDDED, EMBEDDED_ON, stage
 
 CALLS = 20_000
-MODEL_ROW = {"name": SMALL, "model": SMALL, "size": 1_000_000_000, "digest": "1" * 64}
-LOADED_ROW = {**MODEL_ROW, "size_vram": 1_000_000_000, "expires_at": "2318-01-01T00:00:00Z", "context_length": 4096}
 
 
 def whole_us(*, model: str, connections: int, seconds: int, rounds: int, history: bool) -> tuple[float, float, float]:
@@ -61,25 +60,13 @@ def _timed(call: Callable[[], Any]) -> float:
     return min(found)
 
 
-class _NoSinks:
-    """Takes the router's effects, for nothing."""
-
-    def note(self, level: str, event: str, fields: dict[str, Any]) -> None: ...
-    def count(self, name: str, labels: dict[str, str], by: int) -> None: ...
-    def record(self, record: Record) -> None: ...
-    def probe(self, agent_id: AgentId) -> None: ...
-
-
 class _Decided:
     """A driver with two nodes, and the two calls that one request makes of it."""
 
     def __init__(self) -> None:
-        self.driver = Driver(Router(RouterConfig(), now=Instant(0.0)), _NoSinks(), clock=time.perf_counter)
+        self.driver = Driver(Router(RouterConfig(), now=Instant(0.0)), NoSinks(), clock=time.perf_counter)
         for number in range(2):
-            agent_id, upstream = AgentId(f"node-{number}"), Upstream(host="127.0.0.1", port=9 + number)
-            self.driver.apply(BackendAdded(agent_id=agent_id, name=agent_id, upstream=upstream, slots=1024, now_unix=UnixMs(0)))
-            polled = NodePolled(agent_id=agent_id, version="0.33.0", installed=[MODEL_ROW], loaded=[LOADED_ROW], now_unix=UnixMs(0))
-            self.driver.apply(polled)
+            add_node(self.driver, f"node-{number}", 9 + number)
 
     def came(self, request_id: RequestId) -> Forward:
         desk = self.driver.open_desk(request_id)
@@ -140,8 +127,9 @@ def main() -> None:
     parser.add_argument("--stream", action="store_true", help="streams at full speed in place of small answers; no parts")
     chosen = parser.parse_args()
     more_files()
+    model = STREAM if chosen.stream else SMALL
     own, kernel, rate = whole_us(
-        model=STREAM if chosen.stream else SMALL, connections=chosen.connections, seconds=chosen.seconds, rounds=chosen.rounds,
+        model=model, connections=chosen.connections, seconds=chosen.seconds, rounds=chosen.rounds,
         history=chosen.history,
     )  # fmt: skip
     print(f"{own + kernel:6.1f} µs a request: {own:.1f} its own, {kernel:.1f} in the kernel ({rate:,.0f} requests/s)")

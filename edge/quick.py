@@ -1,0 +1,202 @@
+"""The commonest request of all, served without a task: small, whole in one read, and answered whole by the first node that is asked.
+
+Decides what is that common; everything else goes to the connection's task, at whatever point it stops being so: before a request was
+begun as the bytes that came, after that as the rest of it (`edge.live`). A task costs two waits a request, each of which is a turn of
+Trio's scheduler; here the watch calls, when a client or a node has sent something.
+
+Invariants: nothing here waits, or computes for long; what was begun is settled exactly once, here or by the task; a request is
+treated as the task would treat it: the same gate, the same router, the same bytes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+from typing import Protocol as Interface
+
+from core.events import Lease, Route, Settled
+from edge.body import BodyFacts, inspect_ordinary
+from edge.denied import Denied
+from edge.live import Live
+from edge.verdicts import whole_fault
+from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead, parse_request_head
+
+REQUEST_MAX_BYTES: Final = 16 << 10
+"""Of a larger request the reading of its body is more than a moment's work."""
+ANSWER_MAX_BYTES: Final = 64 << 10
+
+Gate = Callable[[ClientConnection, RequestHead], Denied | None]
+
+
+class Begins(Interface):
+    """What is needed of `edge.proxy.Proxy`."""
+
+    def has_room(self, length: int, /) -> bool: ...
+
+    def begin_now(self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts, /) -> Live | Denied: ...
+
+    async def carry_on(self, one: Live, /) -> None: ...
+
+    def settle_now(self, one: Live, settled: Settled | None, /) -> None: ...
+
+
+class Quick:
+    """What the lanes of all connections share. `routes`: the POST routes by their paths."""
+
+    __slots__ = ("gate", "new_id", "proxy", "report", "routes")
+
+    def __init__(
+        self,
+        proxy: Begins,
+        *,
+        gate: Gate,
+        routes: dict[str, Route],
+        new_id: Callable[[], str],
+        report: Callable[[Exception], None],
+    ) -> None:
+        self.proxy = proxy
+        self.gate = gate
+        self.routes = routes
+        self.new_id = new_id
+        self.report = report
+
+    def lane(self, conn: ClientConnection) -> "QuickLane":
+        """For one connection."""
+        return QuickLane(self, conn)
+
+
+class QuickLane:
+    """One client connection's requests. Implements `edge.wire.Lane`."""
+
+    __slots__ = ("_conn", "_lease", "_one", "_quick")
+
+    def __init__(self, quick: Quick, conn: ClientConnection) -> None:
+        self._quick = quick
+        self._conn = conn
+        self._one: Live | None = None
+        """What was begun and is not settled."""
+        self._lease: Lease | None = None
+
+    def came(self) -> None:
+        """The client sent something."""
+        conn = self._conn
+        data = conn.take_up()
+        if not data:
+            return
+        head: RequestHead | None = None
+        try:
+            end = data.find(b"\r\n\r\n") + 4
+            if end > 3 and len(data) <= REQUEST_MAX_BYTES:
+                head = parse_request_head(data[:end])
+                if self._begin(head, data[end:]):
+                    return
+        except HttpError:
+            pass
+        except Exception as error:
+            self._fail(error, head)
+            return
+        conn.hand_over(data)
+
+    def _begin(self, head: RequestHead, data: bytes) -> bool:
+        """Begin the request, if it is a common one."""
+        quick, conn, proxy = self._quick, self._conn, self._quick.proxy
+        route = quick.routes.get(head.path)
+        if route is None or head.method != "POST" or not head.block.ordinary or head.version != "1.1" or head.content_length != len(data):
+            return False
+        facts = inspect_ordinary(route, data)
+        if facts is None or facts.unload or not proxy.has_room(len(data)):
+            return False
+        denied = quick.gate(conn, head)
+        conn.begin_quick()
+        one = denied or proxy.begin_now(conn, head, route, data, facts)
+        if isinstance(one, Live):
+            self._one = one
+            self._lease = one.begin_now()
+            if self._lease is None or not one.is_sent:
+                self._hand_over()
+            else:
+                assert one.upstream is not None, "begun with nobody"
+                one.upstream.eager = self.answered
+        else:
+            try:
+                conn.send_now(one.response(route.protocol, quick.new_id(), keep_alive=not conn.must_close))
+            except ClientGone:
+                pass
+            conn.end_quick()
+        return True
+
+    def answered(self) -> None:
+        """The node sent something, or its connection was closed."""
+        one, lease = self._one, self._lease
+        assert one is not None
+        assert lease is not None
+        upstream = one.upstream
+        assert upstream is not None
+        try:
+            if not upstream.closed and not upstream.receive_now():
+                return
+            found = upstream.whole()
+            if found is None:
+                head = upstream.head
+                common = head is None or (head.status == 200 and not head.streams)
+                if upstream.is_cut or upstream.readable or not common or upstream.bytes_received > ANSWER_MAX_BYTES:
+                    self._hand_over()
+                return
+            head, body = found
+            if head.status != 200 or head.streams or not one.is_sent or whole_fault(one.route, body) is not None:
+                self._hand_over()
+                return
+            upstream.eager = None
+            settled = one.answer_now(lease, head, body)
+            self._one = None
+            self._quick.proxy.settle_now(one, settled)
+            self._conn.end_quick()
+        except Exception as error:
+            self._fail(error, one.head)
+
+    def abandon(self) -> None:
+        """The connection's task ends."""
+        one, self._one = self._one, None
+        if one is not None:
+            self._end(one)
+
+    # ------------------------------------------------------------ to the task
+
+    def _hand_over(self) -> None:
+        one = self._one
+        assert one is not None
+        if one.upstream is not None:
+            one.upstream.eager = None
+        self._conn.hand_over(b"", one.head, self._carry_on)
+
+    async def _carry_on(self) -> None:
+        one, self._one = self._one, None
+        assert one is not None, "handed over twice"
+        await self._quick.proxy.carry_on(one)
+
+    def _fail(self, error: Exception, head: RequestHead | None) -> None:
+        """A mistake of ours: the task reports it, and answers if nothing was."""
+        one, self._one = self._one, None
+        if one is not None:
+            try:
+                self._end(one)
+            except Exception as another:
+                self._quick.report(another)
+        if head is None:
+            self._quick.report(error)
+            self._conn.close()
+        else:
+            self._conn.hand_over(b"", head, partial(_raise, error))
+
+    def _end(self, one: Live) -> None:
+        upstream = one.upstream
+        if upstream is not None:
+            upstream.eager = None
+        try:
+            self._quick.proxy.settle_now(one, None)
+        finally:
+            if upstream is not None:
+                upstream.close()
+
+
+async def _raise(error: Exception) -> None:
+    raise error
