@@ -128,12 +128,14 @@ class _Way:
 class _Connection:
     """One of nginx's connections. `data`: what came and is not a whole request yet."""
 
-    __slots__ = ("_selection", "data", "held", "sock", "unsent")
+    __slots__ = ("_selection", "data", "held", "last", "sock", "unsent")
 
     def __init__(self, sock: socket.socket, selection: "Selection") -> None:
         self.sock = sock
         self.data = b""
         self.held: Carried | None = None
+        self.last: list[Carried] = []
+        """Granted requests that were answered last."""
         self.unsent: list[Carried] = []
         """Granted requests whose answers did not get through."""
         self._selection = selection
@@ -145,6 +147,7 @@ class _Connection:
 
     def send(self, data: bytes, carried: list[Carried]) -> None:
         """Send answers, which must fit into the socket; the loop finds a connection where they did not."""
+        self.last = carried
         try:
             if self.sock.send(data) == len(data):
                 return
@@ -277,6 +280,9 @@ class Selection:
             data = conn.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
+        except ConnectionResetError:  # closed with the answer unread: the client had left
+            conn.unsent += conn.last
+            data = b""
         except OSError:
             data = b""
         if not data or mask & _CLOSED:

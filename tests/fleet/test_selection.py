@@ -189,6 +189,22 @@ async def test_a_client_that_leaves_while_it_waits_is_settled() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_client_that_leaves_before_nginx_has_read_its_node_is_settled_at_once() -> None:
+    async with an_edge(ScriptedNode(answer_well)) as edge:
+        read = await edge.select.select(CHAT, chat())
+        assert read.status == 200
+        async with selector(edge.fleet.data_dir / "selection.sock") as other:
+            await other.send(CHAT, chat())
+            await wait_until(lambda: edge.fleet.statistics().in_flight == 2, what="the decision")
+        await wait_until(lambda: edge.fleet.statistics().in_flight == 1, what="the client's leaving to be seen")
+        (record,) = edge.fleet.coordinator.records.newest
+        assert (record.ending.value, record.status) == ("cancelled", 499)
+        await edge.select.stream.aclose()
+        log_line(edge.told["tally"], read.headers["x-lease"])
+        await edge.fleet.wait_settled()
+        assert record_of(edge, read.headers["x-request-id"]).ending.value == "success"
+
+
 async def test_the_record_says_that_it_came_through_nginx() -> None:
     async with an_edge(ScriptedNode(answer_well)) as edge:
         found = await edge.select.select(CHAT, chat("nobody-has-this"))
