@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: it builds what it needs first. All paths are relative, so the directory's name may be anything.
 # PYTHON=... names the interpreter to use; by default the first one found that is new enough.
 
-.PHONY: help run test check lint bench prove clean clients debian-packages
+.PHONY: help run test check lint bench soak prove clean clients debian-packages
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -14,7 +14,8 @@ help:
 	@echo "make run     set up and serve on port 8080"
 	@echo "make test    set up, check and test everything"
 	@echo "make check   the checks alone: lint, format, types, import rules, coverage of the core by module"
-	@echo "make bench   speed against plain nginx, in a few minutes; writes docs/performance.md"
+	@echo "make bench   speed against plain nginx, gaps, idle streams, many nodes: half an hour; writes docs/performance.md"
+	@echo "make soak    MINUTES=30 of mixed traffic with faults: does anything grow, is anything forgotten?"
 	@echo "make prove   the long and absolute measurements (TRACES=dir: the public traces, for the tables of docs/routing.md)"
 	@echo "make clients fetch the client libraries that tests/conformance tries, once"
 	@echo "make clean   remove what the other targets made"
@@ -40,6 +41,9 @@ lint: $(VENV)/.stamp-test
 
 bench: $(VENV)/.stamp-test debian-packages
 	$(PY) -m tests.bench
+
+soak: $(VENV)/.stamp-test debian-packages
+	$(PY) -m tests.bench.soak --minutes $(or $(MINUTES),30)
 
 prove: $(VENV)/.stamp-test debian-packages
 	$(PY) -m tests.bench --long

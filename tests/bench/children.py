@@ -80,6 +80,14 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
+    @staticmethod
+    def signal_pid(pid: int, number: signal.Signals) -> None:
+        """For one of `pids`; nothing when it has ended."""
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it, and wait for that; its exit status."""
         assert self._process is not None
@@ -88,7 +96,7 @@ class Child:
             return self._process.wait(STOP_WITHIN_S)
         except subprocess.TimeoutExpired:
             for pid in self.pids():
-                _kill(pid)
+                self.signal_pid(pid, signal.SIGKILL)
             self._process.kill()
             return self._process.wait()
 
@@ -115,13 +123,6 @@ class Child:
     def said(self, last: int = 2000) -> str:
         """The end of its output."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-last:] if self.log.exists() else ""
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _descendants(pid: int) -> list[int]:

@@ -115,7 +115,7 @@ def edge(place: Path, name: str, behind: Coordinator) -> Iterator[Edge]:
     port = free_port()
     command = [
         sys.executable, "-m", "edge", "run", "--selection", str(behind.data_dir / "selection.sock"),
-        "--listen", f"127.0.0.1:{port}", "--dir", str(place / f"edge-{name}"),
+        "--listen", f"127.0.0.1:{port}", "--dir", str(place / f"edge-{name}"), "--stop-timeout", "2",
     ]  # fmt: skip
     with running(Child(f"edge {name}", command, place / f"edge-{name}.log"), port=port) as child:
         yield Edge(child, port)

@@ -3,13 +3,18 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.bench import gaps, idle, measure, rows
 from tests.bench.children import Child, free_port, more_files, running
 from tests.bench.client import Order
 from tests.bench.sides import DIRECT, EDGE, EDGE_GATEWAYS, EMBEDDED, EMBEDDED_ON, NGINX, coordinator, stage
+from tests.bench.soak import judge, soak
+from tests.bench.soak_clients import Clients
+from tests.bench.soak_watch import Sample, growths
 from tests.bench.streams import MODEL, seen, streamers
 
 KINDS = {kind.name: kind for kind in measure.KINDS}
@@ -91,6 +96,39 @@ def test_gaps_are_measured_beside_an_export_and_plans(tmp_path: Path) -> None:
     assert found.beside["rows"] > 2000
     assert found.beside["plans"] > 0
     assert "| 20 × 20 | 400 | embedded |" in gaps.section(found)
+
+
+def samples(**columns: list[float]) -> list[Sample]:
+    """One each ten seconds."""
+    return [
+        Sample(10.0 * at, dict(zip(columns, values, strict=True))) for at, values in enumerate(zip(*columns.values(), strict=True))
+    ]  # fmt: skip
+
+
+def test_growth_is_what_the_last_fifth_has_more_than_the_second() -> None:
+    steady, jump, leak = [50e6] * 100, [50e6] + [90e6] * 99, [50e6 + number * 1e6 for number in range(100)]
+    found = {one.column: one.too_much for one in growths(samples(a_bytes=steady, b_bytes=jump, c_bytes=leak, d_files=[30.0] * 100))}
+    assert found == {"a_bytes": False, "b_bytes": False, "c_bytes": True, "d_files": False}
+
+
+def test_the_soak_says_what_history_does_not_know() -> None:
+    clients = Clients([1], seed=1)
+    clients.account.sent, clients.account.ids = 3, {"a", "b"}
+    told: dict[str, Any] = {"leases": 0.0, "faults": {}, "seconds": 600.0}
+    assert judge(clients, samples(x_bytes=[1.0] * 60), ["a", "b", "c"], **told).problems == []
+    assert "not in history, such as b" in judge(clients, samples(x_bytes=[1.0] * 60), ["a", "c", "d"], **told).text
+    assert judge(clients, samples(x_bytes=[1.0] * 60), ["a", "b"], **told).problems == [
+        "3 requests were sent (0 of them without an answer), and history has 2"
+    ]
+    assert "VERDICT: bad" in judge(clients, samples(x_bytes=[1.0] * 60), ["a", "b", "c"], **{**told, "leases": 1.0}).text
+
+
+@pytest.mark.slow
+def test_a_short_soak_ends_well(tmp_path: Path) -> None:
+    more_files()
+    outcome, seen_ = soak(tmp_path, minutes=0.1, seed=1, console=Console(quiet=True))
+    assert outcome.problems == [], outcome.text
+    assert len(seen_) >= 3
 
 
 def test_made_records_are_there_for_a_coordinator(tmp_path: Path) -> None:
