@@ -46,7 +46,7 @@ from servers.settings import SLOTS_MAX, parse_upstream, upstream_name
 SHOWN_INLINE: Final = 50
 """Longer lists become JSON in a worker thread."""
 
-ENDINGS_PER_S: Final = 100
+ENDINGS_PER_S: Final = 40
 """Messages about endings that a coordinator wants of all its agents; each costs it nearly a millisecond."""
 ENDINGS_EVERY_S: Final = 0.25
 ENDINGS_EVERY_MAX_S: Final = 1.0
