@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.bench import gaps, idle, measure, rows
+from tests.bench import gaps, gateway, idle, measure, rows
 from tests.bench.children import Child, free_port, more_files, running
 from tests.bench.client import Order
 from tests.bench.sides import DIRECT, EDGE, EDGE_GATEWAYS, EMBEDDED, EMBEDDED_ON, NGINX, coordinator, stage
@@ -57,6 +57,14 @@ def test_sides_take_turns(tmp_path: Path) -> None:
         found = [measure.compare(on, tmp_path, KINDS["small"], seconds=1, rounds=1)]
     assert all(load.requests > 0 and load.p50_ms > 0 for compared in found for loads in compared.rounds.values() for load in loads)
     assert "| embedded, history |" in measure.section(measure.Speed(1, 1, found, {}))
+
+
+@pytest.mark.slow
+def test_a_gateway_alone(tmp_path: Path) -> None:
+    more_files()
+    figures = gateway.measure(tmp_path, seconds=1, rounds=1)
+    assert [found.model for found in figures] == ["small:latest", "stream:latest"]
+    assert all(found.cpu_us > 0 and found.per_s > 0 for found in figures)
 
 
 @pytest.mark.slow
