@@ -26,7 +26,7 @@ from servers.store.messages import Batch, Config, Delete, Deleted, Done, Failed,
 from servers.store.outbox import Outbox
 from servers.store.writer import Writer
 
-FLUSH_S: Final = 0.05
+FLUSH_S: Final = 0.1
 """Longest time that something waits before it is handed over; contract 6 allows a crash to lose 250 ms."""
 AHEAD_MAX: Final = 32
 """Items that are not confirmed; the others wait here, where bodies can be dropped."""

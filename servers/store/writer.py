@@ -2,8 +2,9 @@
 
 Decides when to try again after a failure, and when a chore is done. Must never know what a record or a thing means, nor who gave it.
 
-Invariants: items are done in their order, each in a transaction of its own, whole or not at all, and once however often it is tried;
-each is told to be done exactly once; chores come between items, one slice at a time, so that an item never waits for two.
+Invariants: items are done in their order, each whole or not at all, and once however often it is tried; batches that wait together share
+a transaction, which makes each cheaper; each item is told to be done exactly once; chores come between items, one slice at a time, so
+that an item never waits for two.
 """
 
 import queue
@@ -22,6 +23,8 @@ from servers.store.messages import Batch, Delete, Done, Failed, Item, Said, Sync
 from servers.store.retention import delete_some
 from servers.store.statements import Statements
 
+TOGETHER_MAX: Final = 1024
+"""Records of one transaction, but for what the last batch has beyond them."""
 RETRY_S: Final = 1.0
 """After a failure."""
 IDLE_S: Final = 60.0
@@ -55,6 +58,8 @@ class Writer:
         self._tell = tell
         self._clock = clock
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._next: Item | None = None
+        """Taken from `_items` already."""
         self._stopping = threading.Event()
         self._chores: list[tuple[float, int, Chore]] = []
         self._errors: tuple[type[Exception], ...] = (*errors_of(engine), OSError)
@@ -88,24 +93,43 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            try:
-                item = self._items.get(timeout=self._until_chore())
-            except queue.Empty:
-                self._do_chores()
-                continue
+            item, self._next = self._next, None
             if item is None:
-                return
+                try:
+                    item = self._items.get(timeout=self._until_chore())
+                except queue.Empty:
+                    self._do_chores()
+                    continue
+                if item is None:
+                    return
             if isinstance(item, Batch):
-                self._keep(item)
+                self._keep(self._with_those_behind(item))
             else:
                 self._answer(item)
             if not self._stopping.is_set() and not self._failing:
                 self._do_chores()
 
-    def _keep(self, batch: Batch) -> None:
+    def _with_those_behind(self, batch: Batch) -> list[Batch]:
+        batches, count = [batch], len(batch.drafts)
+        while count < TOGETHER_MAX:
+            try:
+                item = self._items.get_nowait()
+            except queue.Empty:
+                break
+            if not isinstance(item, Batch):
+                if item is None:  # the end, once these are written
+                    self._items.put(None)
+                self._next = item
+                break
+            batches.append(item)
+            count += len(item.drafts)
+        return batches
+
+    def _keep(self, batches: list[Batch]) -> None:
         """One transaction; tried until it works or the writer is to stop."""
-        records = self._finished(batch.drafts)
-        things = {(kind, name): data for kind, name, data in batch.things}
+        made = [self._finished(batch.drafts) for batch in batches]
+        records = [record for of_batch in made for record in of_batch]
+        things = {(kind, name): data for batch in batches for kind, name, data in batch.things}
         while not (self._failing and self._stopping.is_set()):
             try:
                 with Transaction(self._engine) as connection:
@@ -115,14 +139,20 @@ class Writer:
                 self._failed(error)
             except Exception:  # what no later try can change
                 self._statements.forget_ids()
+                if len(batches) > 1:  # only one of them must be lost
+                    for batch in batches:
+                        self._keep([batch])
+                    return
                 self._tell(Said("error", "records of history could not be written", {"exception": traceback.format_exc()}))
                 break
             else:
                 self._works()
-                self._tell(Done(batch.number, len(records), len(batch.drafts) - len(records)))
+                for batch, of_batch in zip(batches, made, strict=True):
+                    self._tell(Done(batch.number, len(of_batch), len(batch.drafts) - len(of_batch)))
                 return
             self._stopping.wait(RETRY_S)
-        self._tell(Done(batch.number, 0, len(batch.drafts)))
+        for batch in batches:
+            self._tell(Done(batch.number, 0, len(batch.drafts)))
 
     def _finished(self, drafts: Sequence[Draft]) -> list[HistoryRecord]:
         records = []

@@ -1,0 +1,120 @@
+"""What history costs the answers: requests per second at full load, and the latency at a steady rate, with it on against off.
+
+    python -m tests.prove.history_cost [--seconds 4] [--rounds 5]
+
+Two coordinators with the same nodes take turns within one run, round by round; ratios are formed within a round, and their medians count.
+"""
+
+import argparse
+import socket
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from tests.bench.measure import DROPS, KINDS, compare
+from tests.bench.programs import SMALL, more_files, request_body
+from tests.bench.sides import EMBEDDED, EMBEDDED_ON, Side, stage
+
+RATIO_MIN = 0.7
+RATE = 500
+ADDED_P50_MAX = 0.05
+"""A share of what a request takes without history, at `RATE` requests per second."""
+
+
+class Cost(msgspec.Struct):
+    """What one run found; off and on."""
+
+    rates: tuple[float, float]
+    ratio: float
+    cpu_us: tuple[float, float]
+    """Of all processes, for one request at full load."""
+    p50_ms: tuple[float, float]
+    """At `RATE` requests per second."""
+    added_p50: float
+    written: float
+    dropped: float
+
+    def misses(self) -> list[str]:
+        """The bars that were not reached, one line each."""
+        bars = [
+            (self.ratio >= RATIO_MIN, f"with history on {self.ratio:.2f} of the requests, not {RATIO_MIN}"),
+            (self.dropped == 0, f"{self.dropped:.0f} bodies or records were dropped"),
+            (self.written > 0, "nothing was recorded"),
+            (self.added_p50 <= ADDED_P50_MAX, f"history adds {self.added_p50:.1%} to p50 at {RATE}/s, more than {ADDED_P50_MAX:.0%}"),
+        ]
+        return [text for reached, text in bars if not reached]
+
+
+def at_rate(port: int, seconds: float) -> list[float]:
+    """The time in ms of each request, one every 1/`RATE` s over one kept connection."""
+    body = request_body(SMALL)
+    request = (
+        b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    )
+    took = []
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        due = time.perf_counter()
+        end = due + seconds
+        while due < end:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            began = time.perf_counter()
+            line.sendall(request)
+            answer = b""
+            while b'"done":true' not in answer:
+                data = line.recv(65536)
+                assert data, "the connection ended"
+                answer += data
+            took.append((time.perf_counter() - began) * 1000)
+            due = max(due + 1 / RATE, began)
+    return took
+
+
+def _middle(side: Side, seconds: float) -> float:
+    return median(at_rate(side.ports[SMALL], seconds))
+
+
+def measure(place: Path, *, seconds: int, rounds: int) -> Cost:
+    """Takes some `seconds * rounds * 4` seconds."""
+    small = next(kind for kind in KINDS if kind.name == "small")
+    with stage(place, (EMBEDDED, EMBEDDED_ON)) as on:
+        full = compare(on, place, small, seconds=seconds, rounds=rounds, sides=(EMBEDDED, EMBEDDED_ON))
+        off_side, on_side = on.sides[EMBEDDED], on.sides[EMBEDDED_ON]
+        steady = []
+        for _ in range(rounds * 2):  # short turns: what else the machine does changes within seconds
+            steady.append((_middle(off_side, seconds / 2), _middle(on_side, seconds / 2)))
+        assert on_side.behind is not None
+        counts = on_side.behind.metrics()
+    return Cost(
+        rates=(full.middle(EMBEDDED, lambda load: load.requests_per_s), full.middle(EMBEDDED_ON, lambda load: load.requests_per_s)),
+        ratio=full.share(EMBEDDED_ON, EMBEDDED),
+        cpu_us=(full.middle(EMBEDDED, lambda load: load.cpu_us), full.middle(EMBEDDED_ON, lambda load: load.cpu_us)),
+        p50_ms=(median(one for one, _ in steady), median(other for _, other in steady)),
+        added_p50=median(other / one for one, other in steady) - 1,
+        written=counts["ollama_router_history_records_total"],
+        dropped=sum(counts[name] for name in DROPS),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.prove.history_cost", description="What history costs the answers.")
+    parser.add_argument("--seconds", type=int, default=4, help="length of one turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    more_files()
+    with tempfile.TemporaryDirectory() as place:
+        found = measure(Path(place), seconds=chosen.seconds, rounds=chosen.rounds)
+    print(f"32 connections: {found.rates[0]:,.0f} requests/s without history, {found.rates[1]:,.0f} with it: {found.ratio:.2f} of it")
+    print(f"processor time of all processes: {found.cpu_us[0]:.0f} and {found.cpu_us[1]:.0f} µs a request")
+    print(f"{RATE}/s: p50 {found.p50_ms[0]:.3f} and {found.p50_ms[1]:.3f} ms, {found.added_p50:+.1%}")
+    print(f"{found.written:,.0f} records written, {found.dropped:.0f} bodies or records dropped")
+    for miss in found.misses():
+        print(f"missed: {miss}")
+    return int(bool(found.misses()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
