@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from core.events import Failure, Route
+from edge.headers import safe_value
 from edge.relay import FAILURE_HEADER, FAILURES, Failed, Kept
 from edge.verdicts import error_text, whole_fault
 from edge.wire import ResponseHead
@@ -57,7 +58,7 @@ def telling(failed: Failed) -> Telling:
             headers = [(ANSWER_HEADER, b64encode(kept.body)), (ANSWER_TYPE_HEADER, kind)]
             if failure is Failure.INCOMPLETE:
                 headers.append((FAILURE_HEADER, failure._value_.encode()))
-        return Telling(status, kept.body, kind.decode("latin-1"), headers)
+        return Telling(status, kept.body, safe_value(kind.decode("latin-1")).decode("ascii"), headers)
     body = msgspec.json.encode({"error": failed.text[:TEXT_MAX_CHARS] or "Ollama failed before it answered"})
     told_as = [] if failure is Failure.ANSWERED else [(FAILURE_HEADER, failure._value_.encode()), (ANSWER_HEADER, b64encode(body))]
     return Telling(status, body, _JSON.decode(), told_as)

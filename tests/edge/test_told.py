@@ -64,6 +64,15 @@ def test_an_unfinished_answer_comes_back_judged(said: bytes, guard: bool) -> Non
     assert (found.kept.head.status, found.kept.body) == (200, body)
 
 
+def test_an_odd_content_type_breaks_nothing() -> None:
+    failed = Failed(failure=Failure.ANSWERED, status=500, kept=kept(500, b"x", b"text/pl\xe4in"))
+    assert telling(failed).content_type == "text/pl?in"
+    found = back(failed)
+    assert found is not None
+    assert found.kept is not None
+    assert found.kept.head.fields == {b"content-type": b"text/pl\xe4in"}
+
+
 def test_what_does_not_fit_is_not_told() -> None:
     long = b"x" * (ANSWER_MAX_BYTES + 1)
     for failure, status in ((Failure.ANSWERED, 500), (Failure.INCOMPLETE, 200)):
