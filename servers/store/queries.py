@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, exists, func, literal, or_, select, union_all
 from sqlalchemy.sql.expression import bindparam
 
 from core.history import BODY_STATES, EDGES, NUMBER_SHIFT, STATUSES, first_number
@@ -25,7 +25,7 @@ MERGED_MAX: Final = 20_000
 """Rows that each lane may give; deeper pages walk the whole table."""
 PIECE: Final = 500
 """Records read at once by an export, at most, and their bodies' bytes, unless one has more."""
-PIECE_MAX_BYTES: Final = 4 << 20
+PIECE_MAX_BYTES: Final = 1 << 20
 
 FEW: Final = 20
 """Records read at once where their bodies' bytes were not looked at."""
@@ -58,43 +58,58 @@ class Page:
 # ---------------------------------------------------------------- pages
 
 
-def page(connection: Connection, filters: Filters, *, offset: int, limit: int, sort: str = "-timestamp") -> Page:
-    """`limit` records from `offset` on. `sort`: a name of `SORTS`, with a minus for the greatest first."""
-    lanes = _lanes(connection, filters)
-    if not lanes:
+def page(connection: Connection, filters: Filters, *, offset: int, limit: int, sort: str = "-timestamp", many: bool = False) -> Page:
+    """`limit` records from `offset` on. `sort`: a name of `SORTS`, with a minus for the greatest first. `many`: it is known that there are
+    more than `COUNT_MAX`."""
+    meant = _meant(connection, filters)
+    if meant is None:
         return Page([], 0, False)
     column, falling = SORTS[sort.removeprefix("-")], sort.startswith("-")
     order = column.desc() if falling else column.asc()
     wanted = offset + limit
-    if column is _R.number and 1 < len(lanes) <= LANES_MAX and wanted <= MERGED_MAX:
-        parts = [select(select(_R.number).where(lane).order_by(order).limit(wanted).subquery().c.number) for lane in lanes]
-        merged = union_all(*parts).subquery()
-        by = merged.c.number.desc() if falling else merged.c.number.asc()
-        numbers = [row[0] for row in connection.execute(select(merged.c.number).order_by(by).offset(offset).limit(limit))]
-        found = _rows(connection, select(_R.number).where(_R.number.in_(numbers)).order_by(order))
+    if column is _R.number:
+        orders = [order]
+        deep = wanted > MERGED_MAX
+        which = select(_R.number).where(meant.walked).order_by(order) if deep else _along(meant, wanted, falling=falling)
+        which = which.offset(offset).limit(limit)
     else:
-        orders = [order] if column is _R.number else [order.nulls_last(), _R.number.desc()]
-        found = _rows(connection, select(_R.number).where(or_(*lanes)).order_by(*orders).offset(offset).limit(limit))
+        orders = [order.nulls_last(), _R.number.desc()]
+        which = select(_R.number).where(meant.whole).order_by(*orders).offset(offset).limit(limit)
+    found = _rows(connection, which, orders)
     if filters.q is not None:  # a count would read every body there is
         return Page(found, offset + len(found), len(found) == limit)
-    total = _count(connection, lanes)
+    if many:
+        return Page(found, COUNT_MAX, True)
+    some = select(literal(1)).select_from(requests).where(meant.whole).limit(COUNT_MAX + 1).subquery()
+    total = connection.execute(select(func.count()).select_from(some)).scalar_one()
     return Page(found, min(total, COUNT_MAX), total > COUNT_MAX)
 
 
-def _count(connection: Connection, lanes: Sequence[Condition]) -> int:
-    total = 0
-    if len(lanes) > LANES_MAX:
-        lanes = [or_(*lanes)]
-    for lane in lanes:
-        some = select(literal(1)).select_from(requests).where(lane).limit(COUNT_MAX + 1 - total).subquery()
-        total += connection.execute(select(func.count()).select_from(some)).scalar_one()
-        if total > COUNT_MAX:
-            break
-    return total
+@dataclass(frozen=True, slots=True)
+class _Meant:
+    """What filters mean, said in three ways."""
+
+    lanes: list[Condition]
+    """Together, no record in two of them, each along one index."""
+    whole: Condition
+    """In one."""
+    walked: Condition
+    """In one that holds no index against a walk along the numbers."""
 
 
-def _lanes(connection: Connection, filters: Filters) -> list[Condition]:
-    """Conditions that together mean `filters`, no record in two of them, each along one index."""
+def _along(meant: _Meant, limit: int, *, falling: bool = True) -> Select[Any]:
+    """The numbers of the first `limit` records that are meant, the newest first (`falling`) or the oldest."""
+    order = _R.number.desc() if falling else _R.number.asc()
+    if not 1 < len(meant.lanes) <= LANES_MAX:
+        return select(_R.number).where(meant.walked if meant.lanes[1:] else meant.whole).order_by(order).limit(limit)
+    parts = [select(select(_R.number).where(lane).order_by(order).limit(limit).subquery().c.number) for lane in meant.lanes]
+    merged = union_all(*parts).subquery()
+    by = merged.c.number.desc() if falling else merged.c.number.asc()
+    return select(merged.c.number).order_by(by).limit(limit)
+
+
+def _meant(connection: Connection, filters: Filters) -> _Meant | None:
+    """None: nothing is."""
     rest: list[Condition] = []
     if filters.start is not None:
         rest.append(_R.number >= first_number(filters.start))
@@ -104,18 +119,27 @@ def _lanes(connection: Connection, filters: Filters) -> list[Condition]:
         rest.append(_R.client == filters.client)
     if filters.q is not None:
         rest.append(exists().where(bodies.c.number == _R.number, _contains(connection.dialect.name, filters.q)))
-    statuses = range(len(STATUSES)) if filters.status is None else [STATUSES.index(filters.status)]
+    model_ids = None if filters.model is None else _model_ids(connection, filters.model)
+    statuses = list(range(len(STATUSES)) if filters.status is None else [STATUSES.index(filters.status)])
     if filters.agent_id is not None:
-        ids = [row[0] for row in connection.execute(select(nodes.c.id).where(nodes.c.agent_id == filters.agent_id))]
-        if filters.model is not None:
-            rest.append(_R.model_id.in_(_model_ids(connection, filters.model)))
-        return [and_(_R.node_id == node, _R.status == number, *rest) for node in ids for number in statuses]
-    if filters.model is not None:
-        ids = _model_ids(connection, filters.model)
-        return [and_(_R.model_id == model, _R.status == number, *rest) for model in ids for number in statuses]
-    if filters.status is not None:
-        rest.append(_R.status == statuses[0])
-    return [and_(True, *rest)]
+        column, ids = _R.node_id, [row[0] for row in connection.execute(select(nodes.c.id).where(nodes.c.agent_id == filters.agent_id))]
+        if model_ids is not None:
+            rest.append(_R.model_id.in_(model_ids))
+    elif model_ids is not None:
+        column, ids = _R.model_id, model_ids
+    else:
+        if filters.status is not None:
+            rest.append(_R.status == statuses[0])
+        condition = and_(True, *rest)
+        return _Meant([condition], condition, condition)
+    if not ids or model_ids == []:
+        return None
+    of_status = _R.status.in_(statuses)
+    return _Meant(
+        [and_(column == one, _R.status == status, *rest) for one in ids for status in statuses],
+        and_(column.in_(ids), of_status, *rest),
+        and_((column + 0).in_(ids), (_R.status + 0).in_(statuses), *rest),
+    )
 
 
 def _model_ids(connection: Connection, part: str) -> list[int]:
@@ -147,16 +171,20 @@ def _utf16(char: str) -> list[int]:
 
 def one(connection: Connection, request_id: str) -> dict[str, Any] | None:
     """A record with its bodies, None when there is none of this id."""
-    found = _rows(connection, select(_R.number).where(_R.request_id == request_id).limit(1), with_bodies=True)
+    found = _rows(connection, select(_R.number).where(_R.request_id == request_id).limit(1), [], with_bodies=True)
     return found[0] if found else None
 
 
 def next_piece(connection: Connection, filters: Filters, below: int) -> tuple[list[dict[str, Any]], int | None]:
     """The newest `PIECE` records below a number that are meant, with bodies, and below which to go on; None: that was all."""
-    lanes = _lanes(connection, filters)
-    if not lanes:
+    meant = _meant(connection, filters)
+    if meant is None:
         return [], None
-    wanted = select(_R.number, _R.kept_bytes).where(or_(*lanes), _R.number < below).order_by(_R.number.desc()).limit(PIECE)
+    below_it = _Meant(
+        [and_(lane, _R.number < below) for lane in meant.lanes], and_(meant.whole, _R.number < below), and_(meant.walked, _R.number < below)
+    )
+    along = _along(below_it, PIECE).subquery()
+    wanted = select(_R.number, _R.kept_bytes).join(along, along.c.number == _R.number).order_by(_R.number.desc())
     numbers: list[int] = []
     size_bytes = 0
     rows = connection.execute(wanted).all()
@@ -165,7 +193,7 @@ def next_piece(connection: Connection, filters: Filters, below: int) -> tuple[li
         if numbers and size_bytes > PIECE_MAX_BYTES:
             break
         numbers.append(number)
-    found = _of_numbers(connection, numbers, with_bodies=True)
+    found = _of_numbers(connection, numbers)
     return found, numbers[-1] if len(rows) == PIECE or len(numbers) < len(rows) else None
 
 
@@ -177,32 +205,42 @@ def newest(connection: Connection, limit: int) -> list[tuple[int, int]]:
 def some(connection: Connection, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The records of these numbers with their bodies, in this order, a few at a time."""
     for at in range(0, len(numbers), FEW):
-        yield from _of_numbers(connection, numbers[at : at + FEW], with_bodies=True)
+        yield from _of_numbers(connection, numbers[at : at + FEW])
 
 
 def numbers_of(connection: Connection, filters: Filters, *, limit: int) -> list[int]:
     """The numbers of at most `limit` records that are meant, oldest first."""
-    lanes = _lanes(connection, filters)
-    if not lanes:
-        return []
-    return [row[0] for row in connection.execute(select(_R.number).where(or_(*lanes)).order_by(_R.number).limit(limit))]
+    meant = _meant(connection, filters)
+    return [] if meant is None else [row[0] for row in connection.execute(_along(meant, limit, falling=False))]
 
 
-def _rows(connection: Connection, which: Select[Any], *, with_bodies: bool = False) -> list[dict[str, Any]]:
-    """The records whose numbers `which` selects, in its order."""
-    return _of_numbers(connection, [row[0] for row in connection.execute(which)], with_bodies=with_bodies)
+_COLUMNS: Final = (*requests.c, models.c.name.label("model"), nodes.c.agent_id, nodes.c.name.label("agent_name"))
+_BODIES: Final = (bodies.c.request_body, bodies.c.response_body)
 
 
-def _of_numbers(connection: Connection, numbers: Sequence[int], *, with_bodies: bool) -> list[dict[str, Any]]:
+def _rows(
+    connection: Connection, which: Select[Any], orders: Sequence[ColumnElement[Any]], *, with_bodies: bool = False
+) -> list[dict[str, Any]]:
+    """The records whose numbers `which` selects, in the order `orders`."""
+    wanted = which.subquery()
+    source = requests.join(wanted, wanted.c.number == _R.number)
+    return [_shown(row, with_bodies) for row in connection.execute(_with_names(source, with_bodies).order_by(*orders))]
+
+
+def _of_numbers(connection: Connection, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """The records of these numbers with their bodies, in this order."""
     if not numbers:
         return []
-    columns = [*requests.c, models.c.name.label("model"), nodes.c.agent_id, nodes.c.name.label("agent_name")]
-    source = requests.outerjoin(models, models.c.id == _R.model_id).outerjoin(nodes, nodes.c.id == _R.node_id)
+    rows = connection.execute(_with_names(requests, True).where(_R.number.in_(numbers)))
+    found = {row.number: row for row in rows}
+    return [_shown(found[number], True) for number in numbers if number in found]
+
+
+def _with_names(source: FromClause, with_bodies: bool) -> Select[Any]:
+    source = source.outerjoin(models, models.c.id == _R.model_id).outerjoin(nodes, nodes.c.id == _R.node_id)
     if with_bodies:
-        columns += [bodies.c.request_body, bodies.c.response_body]
         source = source.outerjoin(bodies, bodies.c.number == _R.number)
-    found = {row.number: row for row in connection.execute(select(*columns).select_from(source).where(_R.number.in_(numbers)))}
-    return [_shown(found[number], with_bodies) for number in numbers if number in found]
+    return select(*_COLUMNS, *(_BODIES if with_bodies else ())).select_from(source)
 
 
 def _shown(row: Row[Any], with_bodies: bool) -> dict[str, Any]:
