@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
+import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 from sqlalchemy import Connection
@@ -29,6 +30,9 @@ PER_PAGE: Final = 100
 PER_PAGE_MAX: Final = 500
 TEXT_MAX: Final = 200
 """Characters of a filter."""
+FLOOR_S: Final = 15.0
+"""How long it is believed that there are more records than are counted."""
+FLOORS_MAX: Final = 100
 MINUTES: Final = 60
 """Points of the request history."""
 FILTERS: Final = ("model", "agent_id", "status", "start_time", "end_time", "client", "q")
@@ -39,14 +43,18 @@ _ROOT: Final = "/api/dashboard/request-responses"
 
 def add_routes(app: QuartTrio, web: Web) -> None:
     """`/api/dashboard/request-responses...` and `/api/dashboard/request-history`."""
-    store = web.memory.store
+    store, floors = web.memory.store, _Floors()
 
     @app.get(_ROOT)
     @guarded(web, Area.MANAGEMENT)
     async def history_page() -> Response:
         _only(*FILTERS, *PAGING)
         filters, number, per_page, sort = _filters(), _whole("page", 1, 1, 10**6), _whole("per_page", PER_PAGE, 1, PER_PAGE_MAX), _sort()
-        return reply(await store.read(lambda c: _page(c, filters, number=number, per_page=per_page, sort=sort)))
+        many = floors.has(filters)
+        found = await store.read(lambda c: _page(c, filters, number=number, per_page=per_page, sort=sort, many=many))
+        if found["total_is_floor"] and not many:
+            floors.add(filters)
+        return reply(found)
 
     @app.delete(_ROOT)
     @guarded(web, Area.MANAGEMENT)
@@ -175,8 +183,27 @@ def _sort() -> str:
 # ---------------------------------------------------------------- what is answered
 
 
-def _page(connection: Connection, filters: Filters, *, number: int, per_page: int, sort: str) -> dict[str, Any]:
-    found = queries.page(connection, filters, offset=(number - 1) * per_page, limit=per_page, sort=sort)
+class _Floors:
+    """Filters of which there were lately more records than are counted: who turns pages need not have them counted again and again."""
+
+    def __init__(self) -> None:
+        self._until: dict[Filters, float] = {}
+
+    def has(self, filters: Filters) -> bool:
+        """Whether it is known of them."""
+        return self._until.get(filters, 0.0) > trio.current_time()
+
+    def add(self, filters: Filters) -> None:
+        """They were counted."""
+        if filters.q is not None:  # these are never counted
+            return
+        if len(self._until) >= FLOORS_MAX:
+            self._until.clear()
+        self._until[filters] = trio.current_time() + FLOOR_S
+
+
+def _page(connection: Connection, filters: Filters, *, number: int, per_page: int, sort: str, many: bool) -> dict[str, Any]:
+    found = queries.page(connection, filters, offset=(number - 1) * per_page, limit=per_page, sort=sort, many=many)
     return {
         "records": [shown(record) for record in found.records], "total_count": found.total_count, "total_is_floor": found.is_floor,
         "page": number, "per_page": per_page,

@@ -12,7 +12,7 @@ import sys
 from typing import IO, Any, Final
 
 import msgspec
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
 
 from servers import clock
@@ -28,6 +28,7 @@ COLUMNS: Final = (
     "load_ms", "attempts", "edge", "chunks", "body_bytes", "bodies", "request_body", "response_body",
 )  # fmt: skip
 """Of a CSV export, and the order of a record's fields."""
+CACHE_KIB: Final = 4096
 
 
 class Wanted(msgspec.Struct):
@@ -119,6 +120,8 @@ def main() -> None:
     """Export what standard input wants."""
     wanted = msgspec.msgpack.decode(asked(), type=Wanted)
     engine = known_engine(make_url(wanted.url))
+    if engine.dialect.name == "sqlite":  # who reads each page once needs no large cache
+        event.listen(engine, "connect", lambda connection, _: connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}"))
     try:
         write(engine, wanted.filters, wanted.form, sys.stdout.buffer)
     except errors_of(engine):

@@ -18,6 +18,8 @@ from servers.store.statements import RECORD_BYTES, Statements
 
 SLICE: Final = 500
 """Records of one slice: some milliseconds."""
+MEASURED_AT_ONCE: Final = 10_000
+"""Records whose sizes are added up in one slice."""
 BUSY_S: Final = 0.02
 """Between two slices when more is to go."""
 IDLE_S: Final = 30.0
@@ -43,7 +45,9 @@ class Retention:
         self._max_bytes = max_bytes
         self._clock = clock
         self._kept: int | None = None
-        """Bytes that records took when `_seen` of them had been inserted: measured at the first slice, then kept count of."""
+        """Bytes that records took when `_seen` of them had been inserted: measured in the first slices, then kept count of."""
+        self._measured: tuple[int, int] | None = None
+        """Below which number it is still to be measured, and what was found above."""
         self._seen = 0
         self.deleted = 0
         self.deleted_bytes = 0
@@ -53,16 +57,18 @@ class Retention:
         """One slice."""
         below = oldest_kept(self._clock(), self._days)
         if statements.dialect == "postgresql" and (dropped := statements.drop_days_before(connection, below)):
-            self._kept = None
+            self._kept = self._measured = None
             self.deleted_bytes += dropped
             return BUSY_S
         gone = self._delete(connection, below)
         if not gone:
             if self._kept is None:
-                self._kept = self._measure(connection)
+                self._kept = self._measure(connection, statements)
+                if self._kept is None:
+                    return BUSY_S
             else:
                 self._kept += statements.inserted_bytes - self._seen
-            self._seen = statements.inserted_bytes
+                self._seen = statements.inserted_bytes
             if self._kept > self._max_bytes:
                 gone = self._delete(connection, first_number(self._clock()) + (1 << NUMBER_SHIFT))
         if gone:
@@ -71,9 +77,23 @@ class Retention:
             return BUSY_S
         return IDLE_S
 
-    def _measure(self, connection: Connection) -> int:
-        rows, kept = connection.execute(text("SELECT COUNT(*), COALESCE(SUM(kept_bytes), 0) FROM requests")).one()
-        return int(kept) + int(rows) * RECORD_BYTES
+    def _measure(self, connection: Connection, statements: Statements) -> int | None:
+        """Add up some more of what there is, newest first; returns the sum once that was all of it."""
+        if self._measured is None:
+            self._measured = (queries.BEYOND, 0)
+            self._seen = statements.inserted_bytes  # what is inserted from now on is newer than all that is still to be measured
+        below, kept = self._measured
+        some = "SELECT number, kept_bytes FROM requests WHERE number < :below ORDER BY number DESC LIMIT :some"
+        rows, size_bytes, least = connection.execute(
+            text(f"SELECT COUNT(*), COALESCE(SUM(kept_bytes), 0), MIN(number) FROM ({some}) AS some_of_them"),
+            {"below": below, "some": MEASURED_AT_ONCE},
+        ).one()
+        kept += int(size_bytes) + int(rows) * RECORD_BYTES
+        if rows == MEASURED_AT_ONCE:
+            self._measured = (least, kept)
+            return None
+        self._measured = None
+        return kept
 
     def _delete(self, connection: Connection, below: int) -> int:
         """Delete the oldest `SLICE` records below a number; returns how many."""

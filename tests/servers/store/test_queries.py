@@ -120,6 +120,30 @@ def test_a_count_stops_at_its_limit(full: Engine, monkeypatch: pytest.MonkeyPatc
     assert (found.total_count, found.is_floor, len(found.records)) == (10, True, 3)
 
 
+def test_what_is_known_to_be_much_is_not_counted_again(full: Engine) -> None:
+    with full.connect() as connection:
+        found = page(connection, Filters(status="error"), offset=0, limit=3, many=True)
+    assert (found.total_count, found.is_floor, len(found.records)) == (queries.COUNT_MAX, True, 3)
+
+
+@pytest.mark.parametrize("lanes_max", [1, 12, 100])
+def test_an_export_walks_along_every_kind_of_filter(full: Engine, monkeypatch: pytest.MonkeyPatch, lanes_max: int) -> None:
+    monkeypatch.setattr(queries, "LANES_MAX", lanes_max)
+    monkeypatch.setattr(queries, "PIECE", 5)
+    for filters in (
+        Filters(model="llama3"),
+        Filters(agent_id="a1", status="error"),
+        Filters(model="llama3", agent_id="a2", client="10.0.0.1"),
+    ):
+        found: list[str] = []
+        below: int | None = BEYOND
+        with full.connect() as connection:
+            while below is not None:
+                rows, below = next_piece(connection, filters, below)
+                found += [row["id"] for row in rows]
+        assert found == meant(filters)
+
+
 def test_one_record_with_its_bodies(full: Engine) -> None:
     with full.connect() as connection:
         found = one(connection, MADE[5].request_id)

@@ -80,6 +80,19 @@ def test_what_is_too_much_goes_the_oldest_first_and_not_at_once(engine: Engine) 
     assert len(kept.left()) == 2
 
 
+def test_what_there_is_is_measured_a_little_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEASURED_AT_ONCE", 3)
+    kept = Kept(engine, max_bytes=10 * SIZE)
+    with Transaction(engine) as connection:
+        assert kept.retention(connection, kept.statements) == BUSY_S
+    kept.insert(record(kept.now + 1))  # while it is measured
+    assert kept.run() == 2
+    assert len(kept.left()) == 11
+    kept.now = UnixMs(kept.now + 2)
+    assert kept.run() == 1
+    assert len(kept.left()) == 7
+
+
 def test_a_day_of_postgresql_is_dropped_whole(engine: Engine) -> None:
     kept = Kept(engine, hours=12.0)
     kept.now = UnixMs(NOW + 9 * DAY_MS)
