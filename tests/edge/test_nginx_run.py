@@ -238,9 +238,7 @@ async def a_place(script: Callable[[Caller], Awaitable[None]]) -> AsyncIterator[
                 ended.set()
 
             nursery.start_soon(run)
-            with trio.fail_after(10):
-                while not await connects(place.port):
-                    pass
+            await up(place)
             yield place, ended
             if not ended.is_set():
                 place.runner.stop()
@@ -289,6 +287,19 @@ async def test_a_reload_cuts_no_stream(fast_clock: MockClock) -> None:
 async def ask_until_new_worker(place: Place) -> None:
     """Until the master has more workers than one: the old one, that ends its stream, and the new one."""
     await wait_until(lambda: len(workers(place)) == 2, within_s=60, what="a new worker")
+
+
+async def up(place: Place) -> None:
+    """Until nginx serves; before it runs, its test of the configuration opens the port for a moment."""
+    await wait_until(lambda: place.runner.pid is not None and pid_file(place), within_s=200, what="nginx")
+    with trio.fail_after(200):
+        while not await connects(place.port):
+            pass
+
+
+def pid_file(place: Place) -> str:
+    path = place.runner._options.directory / "nginx.pid"
+    return path.read_text() if path.exists() else ""
 
 
 def workers(place: Place) -> list[int]:
@@ -347,7 +358,6 @@ async def test_a_configuration_that_nginx_refuses_is_taken_back(tmp_path: Path) 
 @pytest.mark.slow
 async def test_a_second_nginx_with_the_same_files_is_refused() -> None:
     async with a_place(held) as (place, _):
-        await wait_until((place.runner._options.directory / "nginx.pid").exists, what="the file with its process id")
         with pytest.raises(ConfigError, match=r"nginx already runs with .*kill -QUIT"):
             await place.runner.run()
 
@@ -366,9 +376,7 @@ async def test_nginx_that_ends_by_itself_is_a_failure() -> None:
                     await place.runner.run()
 
             nursery.start_soon(run)
-            with trio.fail_after(10):
-                while not await connects(place.port):
-                    pass
+            await up(place)
             assert place.runner.pid is not None
             orphans = workers(place)
             os.kill(place.runner.pid, signal.SIGKILL)
@@ -441,8 +449,9 @@ async def test_run_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
             command = [sys.executable, "-m", "edge", "run", "--selection", str(path), "--listen", f"127.0.0.1:{listen}"]
             process = await trio.lowlevel.open_process([*command, "--dir", str(tmp_path)], stdin=None, stderr=subprocess.PIPE, cwd=ROOT)
             with trio.fail_after(20):
-                while not await connects(listen):
+                while not (tmp_path / "nginx.pid").exists() or not await connects(listen):
                     assert process.poll() is None
+                    await trio.sleep(0.01)
             assert (await ask_http(listen, "GET", "/api/version")).json() == {"version": "1"}
             process.send_signal(signal.SIGHUP)
             assert process.stderr is not None
