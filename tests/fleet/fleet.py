@@ -16,10 +16,12 @@ from typing import Any
 
 import trio
 
+from agent.daemon import Daemon
 from core.units import RequestId
 from core.views import AgentView, Statistics
 from servers.coordinator import Coordinator
 from servers.settings import load
+from tests.fleet.edges import Edge, RunningNginx, behind_nginx, current, with_gateways
 from tests.fleet.rawhttp import Answer, Caller, Handler, Hangup, RawServer, Talk, ask, talk, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +100,12 @@ class Fleet:
     def __init__(self, coordinator: Coordinator, port: int, data_dir: Path, nursery: trio.Nursery) -> None:
         self.coordinator = coordinator
         self.port = port
+        """Where clients ask."""
+        self.own_port = port
+        """The coordinator's own."""
+        self.nginx: RunningNginx | None = None
+        self.daemons: dict[str, Daemon] = {}
+        """Agents in this process, by their nodes' names."""
         self.data_dir = data_dir
         self._nursery = nursery
 
@@ -143,7 +151,7 @@ class Fleet:
     async def start_agent(self, ollama_port: int, name: str, **environ: str) -> "AgentProcess":
         """An agent process beside the Ollama on `ollama_port`; ends with the fleet. Its node's name is the machine's."""
         settings = {
-            "ROUTER_URL": self.url,
+            "ROUTER_URL": f"http://127.0.0.1:{self.own_port}",
             "OLLAMA_API_BASE": f"http://127.0.0.1:{ollama_port}",
             "OLLAMA_PORT": str(ollama_port),
             "AGENT_API_PORT": "0",
@@ -205,12 +213,25 @@ async def open_fleet(nodes: Iterable[int] | Mapping[str, int] = (), **settings: 
             "ROUTER_HOST": "127.0.0.1", "ROUTER_PORT": "0", "ROUTER_DATA_DIR": place, "OLLAMA_BACKENDS": backends,
             "ROUTER_LOG_LEVEL": "error", "ROUTER_STOP_TIMEOUT": "500ms",
         }  # fmt: skip
+        edge = current()
+        if edge is Edge.GATEWAYS:
+            environ["OLLAMA_BACKENDS"] = ""
+        if edge is Edge.DIRECT:
+            environ["ROUTER_NGINX_DIRECT"] = "true"
         async with trio.open_nursery() as nursery:
             coordinator = Coordinator(load({**environ, **settings}))
             await nursery.start(coordinator.run)
             fleet = Fleet(coordinator, coordinator.ports[0], Path(place), nursery)
+            if edge is Edge.GATEWAYS:
+                nodes = [(name, int(options[6:]) if options else None, port) for (name, _, options), port in entries]
+                fleet.daemons = await with_gateways(fleet, nursery, nodes)
             await fleet.wait_ready(len(entries))
+            if edge.nginx:
+                fleet.nginx = await behind_nginx(fleet, nursery)
+                fleet.port = fleet.nginx.port
             yield fleet
+            if fleet.nginx is not None:
+                await fleet.nginx.stop()
             nursery.cancel_scope.cancel()
 
 
