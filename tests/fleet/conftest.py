@@ -22,13 +22,18 @@ async def sides() -> AsyncIterator[Sides]:
         yield found
 
 
-def _edges(*proved: Edge) -> list[object]:
-    """All of them; those that are named take too long for every run."""
-    return [pytest.param(edge, marks=pytest.mark.prove if edge in proved else (), id=edge.value) for edge in Edge]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test marked `through_nginx(edge, ...)` runs with its fleets behind each of these too: in `make prove`, or in every run where the
+    mark says `always=True`."""
+    mark = metafunc.definition.get_closest_marker("through_nginx")
+    if mark is not None:
+        marks = () if mark.kwargs.get("always") else (pytest.mark.prove,)
+        params = [pytest.param(edge, id=edge.value.replace(" ", "-"), marks=marks) for edge in mark.args]
+        metafunc.parametrize("edge_of_fleets", [pytest.param(Edge.EMBEDDED, id="embedded"), *params], indirect=True)
 
 
-@pytest.fixture(params=_edges())
-def every_edge(request: pytest.FixtureRequest) -> Iterator[Edge]:
-    """The test's fleets stand behind each edge in turn."""
-    with behind(request.param) as edge:
+@pytest.fixture(autouse=True)
+def edge_of_fleets(request: pytest.FixtureRequest) -> Iterator[Edge]:
+    """What the fleets of this test stand behind."""
+    with behind(getattr(request, "param", Edge.EMBEDDED)) as edge:
         yield edge

@@ -94,23 +94,40 @@ async def behind_nginx(fleet: "Fleet", nursery: trio.Nursery) -> RunningNginx:
     return nginx
 
 
-async def with_gateways(fleet: "Fleet", nursery: trio.Nursery, nodes: Sequence[tuple[str, int | None, int]]) -> dict[str, Daemon]:
+class Agent:
+    """An agent in this process. `die` is what a kill of its process is: nobody is told."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        with self._scope:
+            await self.daemon.run()
+
+    def die(self) -> None:
+        self._scope.cancel()
+
+
+async def with_gateways(fleet: "Fleet", nursery: trio.Nursery, nodes: Sequence[tuple[str, int | None, int]]) -> dict[str, Agent]:
     """An agent, in this process, beside each node of `nodes` (name, slots, port); the nodes get their names."""
-    daemons = {name: await _start_agent(fleet, nursery, name, slots, port) for name, slots, port in nodes}
+    agents = {name: start_agent(fleet.own_port, fleet.data_dir, nursery, name, slots, port) for name, slots, port in nodes}
     await fleet.wait_ready(len(nodes))
     for name, _, port in nodes:
         agent = next(agent for agent in fleet.agents() if agent.ollama_port == port)
         answer = await fleet.ask("PUT", f"/api/agents/{agent.id}/settings", {"custom_name": name})
         assert answer.status == 200, answer.body
-    return daemons
+    return agents
 
 
-async def _start_agent(fleet: "Fleet", nursery: trio.Nursery, name: str, slots: int | None, port: int) -> Daemon:
+def start_agent(router_port: int, data_dir: Path, nursery: trio.Nursery, name: str, slots: int | None, port: int) -> Agent:
+    """An agent beside the Ollama on `port`; it ends with `nursery`."""
     config = AgentConfig(
-        router_url=fleet.url, ollama_port=port, ollama_url=f"http://127.0.0.1:{port}", api_port=0, advertise_address="127.0.0.1",
-        heartbeat_interval_s=1.0, slots=slots, data_dir=fleet.data_dir / f"agent-{name}", stop_timeout_s=1.0, log_level="error",
+        router_url=f"http://127.0.0.1:{router_port}", ollama_port=port, ollama_url=f"http://127.0.0.1:{port}", api_port=0,
+        advertise_address="127.0.0.1", heartbeat_interval_s=1.0, slots=slots, data_dir=data_dir / f"agent-{name}", stop_timeout_s=1.0,
+        log_level="error",
     )  # fmt: skip
-    daemon = Daemon(config, Identity(instance_id=f"00000000-0000-4000-8000-{port:012d}", boot=1), dice=lambda bound: bound // 2)
-    daemon.listen()
-    nursery.start_soon(daemon.run)
-    return daemon
+    agent = Agent(Daemon(config, Identity(instance_id=f"00000000-0000-4000-8000-{port:012d}", boot=1), dice=lambda bound: bound // 2))
+    agent.daemon.listen()
+    nursery.start_soon(agent.run)
+    return agent

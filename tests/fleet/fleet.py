@@ -16,12 +16,11 @@ from typing import Any
 
 import trio
 
-from agent.daemon import Daemon
 from core.units import RequestId
 from core.views import AgentView, Statistics
 from servers.coordinator import Coordinator
 from servers.settings import load
-from tests.fleet.edges import Edge, RunningNginx, behind_nginx, current, with_gateways
+from tests.fleet.edges import Agent, Edge, RunningNginx, behind_nginx, current, with_gateways
 from tests.fleet.rawhttp import Answer, Caller, Handler, Hangup, RawServer, Talk, ask, talk, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +103,7 @@ class Fleet:
         self.own_port = port
         """The coordinator's own."""
         self.nginx: RunningNginx | None = None
-        self.daemons: dict[str, Daemon] = {}
+        self.local_agents: dict[str, Agent] = {}
         """Agents in this process, by their nodes' names."""
         self.data_dir = data_dir
         self._nursery = nursery
@@ -224,7 +223,7 @@ async def open_fleet(nodes: Iterable[int] | Mapping[str, int] = (), **settings: 
             fleet = Fleet(coordinator, coordinator.ports[0], Path(place), nursery)
             if edge is Edge.GATEWAYS:
                 nodes = [(name, int(options[6:]) if options else None, port) for (name, _, options), port in entries]
-                fleet.daemons = await with_gateways(fleet, nursery, nodes)
+                fleet.local_agents = await with_gateways(fleet, nursery, nodes)
             await fleet.wait_ready(len(entries))
             if edge.nginx:
                 fleet.nginx = await behind_nginx(fleet, nursery)
