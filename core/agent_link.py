@@ -169,6 +169,8 @@ class AgentLink:
         self._call_until: Instant | None = None
         self._sent: Heartbeat | None = None
         self._failures = 0
+        self._forgets = 0
+        """How often in a row the coordinator said that it does not know this agent."""
         self._code: str | None = None
         self._complaint = ""
         self._sequence = 0
@@ -318,7 +320,7 @@ class AgentLink:
         effects: list[Effect] = []
         if self._complaint:
             effects.append(Note(level="info", event="the coordinator answers again"))
-        self._failures, self._complaint = 0, ""
+        self._failures, self._forgets, self._complaint = 0, 0, ""
         assert self._sent is not None
         assert self._sent_at is not None
         sent, soon = self._sent, Instant(max(now, self._sent_at + GAP_S))
@@ -356,8 +358,9 @@ class AgentLink:
         self.state = LinkState.UNREGISTERED
         if self._draining:
             return self._leave()
-        self._failures += 1
-        if self._failures > 1:
+        self._forgets += 1
+        self._failures = self._forgets  # that it was out of reach before is over: it answered
+        if self._forgets > 1:
             self._due = Instant(now + self._pause_s())
             return []
         self._due = now

@@ -171,7 +171,8 @@ def render(options: Options, nginx: Nginx, facts: Facts, *, run: str = "python -
         "listen": ";\n        listen ".join(_listen(address, nginx, tls=tls) for address in options.listen),
         "tls": _tls(options, nginx),
         "errors": _ERRORS,
-        "tally": _tally(facts),
+        "tally": _tally(facts, "$router_lease"),
+        "tally_left": _tally(facts, "$router_left"),
         "down": _down(Protocol.NATIVE),
         "down_openai": _down(Protocol.OPENAI),
         "down_anthropic": _down(Protocol.ANTHROPIC),
@@ -259,10 +260,11 @@ def _tls(options: Options, nginx: Nginx) -> str:
     return text + ("        http2 on;" if nginx.version >= _HTTP2_DIRECTIVE_SINCE else "")
 
 
-def _tally(facts: Facts) -> str:
+def _tally(facts: Facts, condition: str) -> str:
+    """The log that frees leases: a hint, one datagram for each request."""
     if facts.tally is None:
         return ""
-    return f"access_log syslog:server={facts.tally},tag=router,nohostname router_tally;    # frees the lease: a hint, one datagram"
+    return f"access_log syslog:server={facts.tally},tag=router,nohostname router_tally if={condition};"
 
 
 def _down(protocol: Protocol) -> str:

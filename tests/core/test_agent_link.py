@@ -246,6 +246,18 @@ def test_forgotten_it_registers_again_at_once_and_tells_everything_anew() -> Non
     assert sent.heartbeat.installed_models == INSTALLED
 
 
+def test_forgotten_after_a_long_absence_it_still_registers_again_at_once() -> None:
+    agent = Agent().serving()
+    for _ in range(20):
+        agent.tell(CallFailed(call=agent.beat().call, text="it cannot be reached"))
+    agent.tell(CallRefused(call=agent.beat().call, status=404, text="unknown agent"))
+    before = agent.now
+    agent.register("registered")
+    assert agent.now == before
+    agent.ok(agent.beat())
+    assert agent.link.state is LinkState.REGISTERED
+
+
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_coordinator_that_always_forgets_is_not_flooded(status: int) -> None:
     agent = Agent().serving()

@@ -190,7 +190,8 @@ def test_silence_is_never_a_timeout_and_nothing_is_tried_twice(tmp_path: Path) -
 
 def test_the_log_is_a_datagram_to_the_coordinator_or_nothing(tmp_path: Path) -> None:
     told = render(options(tmp_path), OLD, facts())[files.CONFIG]
-    assert directives(told, "access_log") == ["off", "syslog:server=127.0.0.1:9000,tag=router,nohostname router_tally"]
+    line = "syslog:server=127.0.0.1:9000,tag=router,nohostname router_tally"
+    assert directives(told, "access_log") == ["off", f"{line} if=$router_lease", f"{line} if=$router_left"]
     untold = render(options(tmp_path), OLD, facts(tally=None))[files.CONFIG]
     assert directives(untold, "access_log") == ["off"]
 
