@@ -31,7 +31,8 @@ FLUSH_S: Final = 0.1
 AHEAD_MAX: Final = 32
 """Items that are not confirmed; the others wait here, where bodies can be dropped."""
 AGAIN_S: Final = 1.0
-"""Until a process that is gone is followed by another."""
+"""Until a process that is gone is followed by another; each time in a row that none comes to be ready, twice as long."""
+AGAIN_MAX_S: Final = 60.0
 END_LIMIT_S: Final = 5.0
 """What a process gets to end when nobody speaks to it any more."""
 RECEIVE_BYTES: Final = 1 << 16
@@ -209,6 +210,7 @@ class Feed:
                 await self._hand_over()
 
     async def _keep_child(self) -> None:
+        pause_s = AGAIN_S
         while True:
             child = self._child
             if child is not None:
@@ -218,12 +220,14 @@ class Feed:
                 self.outbox.again(child.ahead)
                 status = await trio.to_thread.run_sync(child.end)
                 self._miss(f"it ended with status {status}")
-                await trio.sleep(AGAIN_S)
+                pause_s = AGAIN_S if child.ready else min(pause_s * 2, AGAIN_MAX_S)
+                await trio.sleep(pause_s)
             try:
                 self._child = await trio.to_thread.run_sync(Child, self._config)
             except OSError as error:
                 self._miss(error.strerror)
-                await trio.sleep(AGAIN_S)
+                pause_s = min(pause_s * 2, AGAIN_MAX_S)
+                await trio.sleep(pause_s)
 
     async def _hand_over(self) -> None:
         self._hear_local()
@@ -306,9 +310,7 @@ class Feed:
                         answer.fail(word.why)
                 written.failing = word.why
             case Works():
-                if written.failing is not None:
-                    self._log.info("history is written again", records_dropped=written.records_dropped)
-                written.failing = None
+                self._works()
             case Said():
                 self._log.log(_LEVELS[word.level], word.event, **word.fields)
             case Deleted():
@@ -322,8 +324,16 @@ class Feed:
                     self._missing = False
                     self._log.info("the process that writes history is there again")
 
+    def _works(self) -> None:
+        written = self.outbox.written
+        if written.failing is not None:
+            self._log.info("history is written again", records_dropped=written.records_dropped)
+            written.failing = None
+
     def _done(self, done: Done) -> None:
-        self.outbox.confirmed(done)
+        item = self.outbox.confirmed(done)
+        if isinstance(item, Batch) and not done.dropped:
+            self._works()  # who failed may be gone since
         self._local_ahead.discard(done.number)
         if self._child is not None:
             self._child.ahead.discard(done.number)

@@ -102,14 +102,15 @@ class Outbox:
         self._numbers += 1
         return Batch(self._numbers, drafts, things, size)
 
-    def confirmed(self, done: Done) -> None:
-        """An item was done, or given up."""
+    def confirmed(self, done: Done) -> Item | None:
+        """An item was done, or given up. Returns it, None when it is not known any more."""
         item = self._sent.pop(done.number, None)
         if isinstance(item, Batch):
             self._records -= len(item.drafts)
             self._bytes -= item.size_bytes
             self.written.records += done.records
             self.written.records_dropped += done.dropped
+        return item
 
     def again(self, numbers: Iterable[int]) -> None:
         """These were sent to somebody who is gone: they are to be sent again, before everything else, in their order."""

@@ -159,6 +159,23 @@ async def test_while_nothing_can_be_written_it_says_so_once_and_refuses_what_is_
     assert [said["log_level"] for said in logs] == ["error", "info"]
 
 
+async def test_a_process_that_dies_while_nothing_can_be_written_does_not_leave_that_behind(engine: Engine) -> None:
+    def rename(before: str, after: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(text(f"ALTER TABLE {before} RENAME TO {after}"))
+
+    async with running(engine) as feed:
+        await trio.to_thread.run_sync(rename, "models", "elsewhere")
+        put(feed, 0, 5)
+        await wait_until(lambda: feed.outbox.written.failures > 0, within_s=LIMIT_S, what="a failure")
+        assert feed.pid is not None
+        os.kill(feed.pid, signal.SIGKILL)
+        await wait_until(lambda: feed.pid is None, within_s=LIMIT_S, what="its end")
+        await trio.to_thread.run_sync(rename, "elsewhere", "models")
+        await wait_until(lambda: feed.outbox.written.failing is None, within_s=LIMIT_S, what="a recovery")
+    assert ids(engine) == names(5)
+
+
 async def test_when_no_process_can_be_started_a_thread_writes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with capture_logs() as logs:
