@@ -116,27 +116,26 @@ def request_head(
 
     A bodyless GET gets none, as clients send it. Raises ValueError for an `extra` value with a line end.
     """
+    begin = _kept_beginning(head, upstream) if head.shared else _beginning(head, upstream)
+    added = f"{client_host}\r\nX-Request-Id: {request_id}".encode("ascii", "replace")
+    if extra:
+        added += b"".join([b"\r\n%b: %b" % (name, _one_line(value)) for name, value in extra])
+    if not body_length and head.method == "GET":
+        return b"%b%b\r\n\r\n" % (begin, added)
+    return b"%b%b\r\nContent-Length: %d\r\n\r\n" % (begin, added, body_length)
+
+
+def _beginning(head: RequestHead, upstream: Upstream) -> bytes:
+    """What a node gets of a head whoever sent it, up to the client's place in `X-Forwarded-For`."""
     made = head.block.for_nodes
     if made is None:
         made = head.block.for_nodes = _for_nodes(head)
     passed, forwarded = made
-    parts = [
-        head.method.encode("ascii"),
-        b" ",
-        _node_target(head, upstream),
-        b" HTTP/1.1\r\nHost: ",
-        host_of(upstream),
-        passed,
-        b"\r\nX-Forwarded-For: ",
-        forwarded,
-        client_host.encode("ascii", "replace"),
-        b"\r\nX-Request-Id: ",
-        request_id.encode("ascii"),
-    ]
-    for name, value in extra:
-        parts += (b"\r\n", name, b": ", _one_line(value))
-    parts.append(b"\r\nContent-Length: %d\r\n\r\n" % body_length if body_length or head.method != "GET" else b"\r\n\r\n")
-    return b"".join(parts)
+    target, host = _node_target(head, upstream), host_of(upstream)
+    return b"%b %b HTTP/1.1\r\nHost: %b%b\r\nX-Forwarded-For: %b" % (head.method.encode("ascii"), target, host, passed, forwarded)
+
+
+_kept_beginning: Final = functools.lru_cache(maxsize=1024)(_beginning)
 
 
 def own_request(upstream: Upstream, path: bytes, body: object = None, *, method: bytes = b"POST", extra: Sequence[Header] = ()) -> bytes:

@@ -167,7 +167,7 @@ class Proxy:
         What is returned must be finished.
         """
         request_id, client, model, others = named
-        one = Live(self._means, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
+        one = Live.of(self._means, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
         if model is not facts.model:
             one.model = model
         if self._recorder is not None:
@@ -206,7 +206,7 @@ class Proxy:
             self._decider.close_desk(desk.request_id)
             raise
         try:
-            one = Live(self._means, conn, head, begun.route, body, begun.stream, desk)
+            one = Live.of(self._means, conn, head, begun.route, body, begun.stream, desk)
             if self._recorder is not None:
                 one.capture = self._recorder.open(desk.request_id, conn, head, begun.route, stream=begun.stream)
             self._live[desk.request_id] = one

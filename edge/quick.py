@@ -18,7 +18,8 @@ from edge.body import BodyFacts, inspect_ordinary
 from edge.denied import Denied
 from edge.live import Live
 from edge.verdicts import whole_fault
-from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead, parse_request_head
+from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead
+from edge.wire_heads import shared_request_head
 
 REQUEST_MAX_BYTES: Final = 16 << 10
 """Of a larger request the reading of its body is more than a moment's work."""
@@ -86,7 +87,7 @@ class QuickLane:
         try:
             end = data.find(b"\r\n\r\n") + 4
             if end > 3 and len(data) <= REQUEST_MAX_BYTES:
-                head = parse_request_head(data[:end])
+                head = shared_request_head(data[:end])
                 if self._begin(head, data[end:]):
                     return
         except HttpError:
