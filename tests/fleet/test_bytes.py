@@ -16,8 +16,11 @@ import trio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.fleet.edges import Edge
 from tests.fleet.fleet import Fleet, ScriptedNode, open_fleet, serving, sse
 from tests.fleet.rawhttp import Caller, parse_answer, raw_request, request_bytes
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 NATIVE = ("/api/chat", "/api/generate")
 OPENAI = ("/v1/chat/completions", "/v1/completions")

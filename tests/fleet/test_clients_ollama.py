@@ -7,7 +7,10 @@ import ollama
 import pytest
 
 from tests.fleet.clients import CHAT, EMBED, PIXEL, THINKER, VISION, WEATHER, Sides, masked
+from tests.fleet.edges import Edge
 from tests.fleet.rawhttp import ask
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 HELLO = [{"role": "user", "content": "Hello there, how are you?"}]
 ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]

@@ -6,6 +6,9 @@ import openai
 import pytest
 
 from tests.fleet.clients import CHAT, EMBED, PIXEL, THINKER, VISION, WEATHER, Sides
+from tests.fleet.edges import Edge
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 HELLO = [{"role": "user", "content": "Hello there, how are you?"}]
 ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]

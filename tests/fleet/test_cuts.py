@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.fleet.edges import Edge
 from tests.fleet.fleet import ScriptedNode, line, open_fleet, openai_chunk, serving, sse
 from tests.fleet.rawhttp import Answer, Caller, Hangup
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 

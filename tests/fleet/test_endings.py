@@ -10,9 +10,12 @@ import openai
 import pytest
 import trio
 
+from tests.fleet.edges import Edge
 from tests.fleet.fleet import Fleet, ScriptedNode, answer_well, chat, last_line, line, open_fleet, openai_chunk, serving, sse
 from tests.fleet.programs import needed
 from tests.fleet.rawhttp import Caller, Hangup, Reset
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 ENDINGS = ["cut", "reset", "clean end", "cut inside a line"]
 OLLAMA_RAISES = (ollama.ResponseError, httpx.RemoteProtocolError, json.JSONDecodeError)

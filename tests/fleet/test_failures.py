@@ -12,8 +12,11 @@ import trio
 
 from agent.simulated.faults import Fault
 from agent.simulated.server import SimulatedOllama
+from tests.fleet.edges import Edge
 from tests.fleet.fleet import AgentProcess, Fleet, chat, many, open_fleet
 from tests.fleet.rawhttp import wait_until
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 REQUESTS = 500
 AT_ONCE = 32

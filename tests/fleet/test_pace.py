@@ -7,8 +7,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.fleet.edges import Edge
 from tests.fleet.fleet import ScriptedNode, answer_well, chat, last_line, line, open_fleet, serving
 from tests.fleet.rawhttp import Caller, Talk, talk, wait_until
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 TOKENS = 200
 PACE_S = 0.02

@@ -1,10 +1,14 @@
 """Every recorded request of the inference routes, through the router in front of a node that plays the recorded answers."""
 
+import pytest
 import trio
 
+from tests.fleet.edges import Edge
 from tests.fleet.fleet import open_fleet, serving
 from tests.fleet.rawhttp import RawServer, parse_answer, raw_request
 from tests.fleet.recorded import Exchange, Player, difference, load, questions
+
+pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 QUESTIONS = 953
 HIDDEN_FAILURES = 96
