@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from core import slots
 from core.affinity import Affinity
 from core.aliases import turned
@@ -33,7 +35,7 @@ from core.obstacles import Obstacles
 from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
-from core.scoring import MANY, ROWS_MAX, Choice, Load, Row, Strategy, best_first
+from core.scoring import MANY, Choice, Load, Row, Strategy, best_first, some_best
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
 from core.views import Candidate, Decision
 
@@ -56,6 +58,14 @@ _DRAINING: Final = AgentState.DRAINING
 _Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
 """A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
 when somebody asks."""
+
+
+class _Explained(msgspec.Struct, gc=False):
+    """What is kept of a recent request: its model, decisions, and when it was expected to start and did (ms since it came)."""
+
+    model: str | None
+    made: tuple[_Raw, ...] = ()
+    started: tuple[float | None, float | None] | None = None
 
 
 class Dispatcher:
@@ -97,7 +107,7 @@ class Dispatcher:
         self._planned: dict[AgentId, int] = {}
         self._kinds: dict[Kind, int] = {}
         self._chosen = 0
-        self._explained: OrderedDict[RequestId, tuple[str | None, list[_Raw], list[float | None]]] = OrderedDict()
+        self._explained: OrderedDict[RequestId, _Explained] = OrderedDict()
 
     @property
     def has_barriers(self) -> bool:
@@ -226,13 +236,16 @@ class Dispatcher:
     def decisions(self, request_id: RequestId) -> tuple[str | None, list[Decision], list[float | None]] | None:
         """The model of a recent request, what was decided about it, and its `started`; None when it is not known (any more)."""
         known = self._explained.get(request_id)
-        return None if known is None else (known[0], [self._readable(raw) for raw in known[1]], known[2])
+        if known is None:
+            return None
+        started = [] if known.started is None else list(known.started)
+        return known.model, [self._readable(raw) for raw in known.made], started
 
     def started(self, record: Record) -> None:
         """Keep with the request when it was expected to start, and when it did (ms since it came)."""
         known = self._explained.get(record.request_id)
         if known is not None:
-            known[2][:] = (record.predicted_start_ms, record.observed_start_ms)
+            known.started = (record.predicted_start_ms, record.observed_start_ms)
 
     def explained(self, request_id: RequestId) -> bool:
         """Whether it is one of the recent requests."""
@@ -512,14 +525,14 @@ class Dispatcher:
         out = self._registry.out(request.key)
         if request.barred:
             out = {**out, **request.barred}
-        raw = (now - request.at, outcome, rows if len(rows) <= ROWS_MAX else best_first(rows), chosen, out)
+        raw = (now - request.at, outcome, some_best(rows, chosen), chosen, out)
         known = self._explained.get(request.id)
         if known is None:
-            self._explained[request.id] = (request.came.model, [raw], [])
+            self._explained[request.id] = _Explained(request.came.model, (raw,))
             if len(self._explained) > self._config.explain_ring:
                 self._explained.popitem(last=False)
-        elif len(known[1]) < DECISIONS_MAX:
-            known[1].append(raw)
+        elif len(known.made) < DECISIONS_MAX:
+            known.made += (raw,)
 
     def _readable(self, raw: _Raw) -> Decision:
         after_s, outcome, rows, chosen, out = raw

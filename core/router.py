@@ -138,6 +138,8 @@ class Router:
         assert now >= self._now, f"R13: time went back from {self._now} to {now}"
         self._now = now
         self._handlers[type(event)](event, effects, now)
+        if self._look and not len(self._queue) and not self._dispatcher.has_barriers:
+            self._look = False  # nobody is there to look at
         if self._look or self._dispatcher.stirred or self._registry.changes.any:
             self._follow(effects, now)
         self._deadline = self._earliest()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CPU_BUSY_PERCENT: Final = 80.0
 ROWS_MAX: Final = 8
 """Candidates that are kept for an explanation."""
+ROWS_KEPT_MAX: Final = 2 * ROWS_MAX
 MANY: Final = 64
 """Among more nodes than that not every one is looked at for every request."""
 WARM_MAX: Final = 4096
@@ -228,28 +229,33 @@ class Auto(Strategy):
         least = blind = inf
         """Score of `best_open`, which is never below that of `best`; and of the best runner with other options, were options free."""
         for node in nodes:
-            node_id, inventory = node.id, node.inventory
+            node_id = node.id
             rates = known.get(node_id)
             if rates is None:
-                rates = self._speeds.rates(node_id, key, size_bytes=inventory.installed[key].size_bytes, slots=node.slots_for(key))
+                size = node.inventory.installed[key].size_bytes
+                rates = self._speeds.rates(node_id, key, size_bytes=size, slots=node.slots_for(key))
             work = rates.overhead_us + (input_tokens * rates.prefill_ns + output_tokens * rates.decode_ns) // 1000 + 1
             if cached and node_id in cached:
                 work -= cached[node_id] * rates.prefill_ns // 1000
             if node.weight is not None:
                 work = int(work / node.weight) + 1
-            if work + rates.load_us > least and key not in inventory.resident and len(rows) >= ROWS_MAX and not inventory.loading:
-                continue  # even idle it could not win, and enough others can be shown
-            here = len(on.get(node_id, ()))
+            held = on.get(node_id)
+            here = len(held) if held else 0
             count = here + node.beyond + (ahead.get(node_id, 0) if ahead else 0)
-            cold = 0
+            score = (count + 1) * work
+            if score > least and len(rows) >= ROWS_MAX:
+                continue  # what else it costs only adds to that, and enough others can be shown
+            inventory, cold = node.inventory, 0
+            if work + rates.load_us > least and key not in inventory.resident and len(rows) >= ROWS_MAX and not inventory.loading:
+                continue  # even idle it could not win
             if inventory.loading or key not in inventory.resident or inventory.options.get(key, "") != options:
                 cold, replaces = _cold_us(inventory, key, options, rates.load_us, now)
                 if replaces is not None:
-                    blind = min(blind, (count + 1) * work)
+                    blind = min(blind, score)
+                score += cold
                 if self._displacement is not None:
-                    later.append(((node, (count + 1) * work + cold, work, count, cold, 0), replaces))
+                    later.append(((node, score, work, count, cold, 0), replaces))
                     continue
-            score = (count + 1) * work + cold
             row = (node, score, work, count, cold, 0)
             rows.append(row)
             if score > least or (score == least and best_open is not None and node.last_chosen >= best_open[0].last_chosen):
@@ -347,6 +353,18 @@ def strategy(config: RouterConfig, speeds: Speeds, displacement: "Displacement |
 def best_first(rows: list[Row]) -> list[Row]:
     """The best `ROWS_MAX`, best first."""
     return sorted(rows, key=lambda row: (row[1], row[0].last_chosen))[:ROWS_MAX]
+
+
+def some_best(rows: list[Row], chosen: AgentId | None) -> list[Row]:
+    """`ROWS_MAX` of the best, the chosen one among them, in any order of equals; a few more are kept as they are: `best_first`, which
+    sees to what is shown, costs more than the choice among ten nodes."""
+    if len(rows) <= ROWS_KEPT_MAX:
+        return rows
+    by_score = sorted(rows, key=_score_of_row)
+    kept = by_score[:ROWS_MAX]
+    if chosen is not None and kept[-1][1] == kept[0][1] and all(row[0].id != chosen for row in kept):
+        kept[-1:] = [row for row in by_score if row[0].id == chosen]
+    return kept
 
 
 def _score_of(one: tuple[Row, str | None]) -> tuple[int, int]:

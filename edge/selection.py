@@ -37,7 +37,9 @@ from edge.wire_heads import HttpError, RequestHead, parse_request_head
 TURN_S: Final = 0.002
 """So long at most without giving way to other tasks."""
 
-RECEIVE_BYTES: Final = 320 << 10
+RECEIVE_BYTES: Final = 16 << 10
+"""Most requests are smaller, and a larger buffer costs more to get than they to read."""
+RECEIVE_MORE_BYTES: Final = 128 << 10
 BODY_MAX_BYTES: Final = 256 << 10
 """nginx sends no larger body here."""
 HEAD_MAX_BYTES: Final = 64 << 10
@@ -277,7 +279,7 @@ class Selection:
     def _ready(self, conn: _Connection, mask: int) -> None:
         """Read what is there, and answer what is whole."""
         try:
-            data = conn.sock.recv(RECEIVE_BYTES)
+            data = conn.sock.recv(RECEIVE_MORE_BYTES if conn.data else RECEIVE_BYTES)
         except BlockingIOError:
             return
         except ConnectionResetError:  # closed with the answer unread: the client had left
