@@ -26,6 +26,7 @@ from agent.config import port_of
 from agent.inference import Inference
 from agent.log import LINES_MAX, LogTail
 from agent.pulls import Pulls, order_from
+from agent.quick import GatewayLane
 from core.errors import ConfigError
 from core.events import Failure, Route, Upstream
 from core.messages import EndingReport
@@ -102,7 +103,8 @@ class Gateway:
             web=cast(WebPass, _Others(self)),  # all that the listener asks of it is `serve`
             watch=self._watch,
             new_id=_new_id,
-            report=lambda error: self._log.error("a request failed inside the gateway", exc_info=error),
+            report=self.failed,
+            quick=lambda conn: GatewayLane(self, conn),
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch.run)
@@ -126,26 +128,50 @@ class Gateway:
             HttpError: the request itself cannot be read; nothing was sent.
             ClientGone: the caller left.
         """
-        request_id = _id_of(head)
-        for_nginx = head.fields.get(EDGE_KEY) == NGINX
-        serial = next(self._serials)
-        self._in_flight[serial] = request_id
-        one = Inference(self._pool, self._upstream, conn, head, route, request_id, for_nginx=for_nginx)
+        one = self.enter(conn, head, route)
         try:
             body = await read_body(conn, head, self._budget)
             try:
-                took_s = await one.run(body)
-                if took_s is not None:
-                    self._took(1000 * took_s)
+                await one.run(body)
             finally:
                 body.close()
         except HttpError as error:
             one.refused(error.status, error.text)
             raise
         finally:
-            del self._in_flight[serial]
-            if for_nginx:
-                self.ended(one.report())
+            self.leave(one)
+
+    def enter(self, conn: ClientConnection, head: RequestHead, route: Route) -> Inference:
+        """A request that is worked on from now on, until `leave`."""
+        request_id = _id_of(head)
+        one = Inference(self._pool, self._upstream, conn, head, route, request_id, for_nginx=head.fields.get(EDGE_KEY) == NGINX)
+        one.serial = next(self._serials)
+        self._in_flight[one.serial] = request_id
+        return one
+
+    def leave(self, one: Inference) -> None:
+        """It is over."""
+        del self._in_flight[one.serial]
+        if one.success:
+            self._took(one.since_ms())
+        if one.for_nginx:
+            self.ended(one.report())
+
+    def idle_upstream(self) -> UpstreamConnection | None:
+        """A kept connection to Ollama that nobody uses; None: there is none."""
+        return self._pool.take(self._upstream)
+
+    def hold(self, data: bytes) -> Body | None:
+        """`data` as a request's body; None: there is no room for it in memory."""
+        budget = self._budget
+        if budget.held_bytes + len(data) > budget.memory_bytes:
+            return None
+        budget.held_bytes += len(data)
+        return Body(data, length=len(data), budget=budget)
+
+    def failed(self, error: Exception) -> None:
+        """A mistake of ours."""
+        self._log.error("a request failed inside the gateway", exc_info=error)
 
     def _took(self, ms: float) -> None:
         before = self.average_response_time_ms

@@ -21,7 +21,9 @@ from edge.headers import request_head, response_head, simple_response
 from edge.pool import DialFailed, Pool
 from edge.relay import FAILURE_HEADER, Failed, Good, Poured, give_whole, open_answer, pour
 from edge.told import telling
-from edge.wire import ClientConnection, ClientGone, RequestHead, UpstreamConnection, UpstreamCut
+from edge.verdicts import TAIL_BYTES, usage_of
+from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut
+from edge.wire_heads import Framing
 
 HOLD_BYTES: Final = 16 * MIB
 """A non-streaming answer is held until whole up to this size (contract 4)."""
@@ -38,8 +40,9 @@ class Inference:
     """Of one request. `for_nginx`: failures are told as `edge.told` does it."""
 
     __slots__ = (
-        "_began", "_body_bytes", "_chunks", "_conn", "_dialling", "_error", "_fault", "_for_nginx", "_head", "_left", "_pool",
-        "_request_id", "_route", "_status", "_success", "_to", "_ttft_ms", "_upstream", "_usage",
+        "_began", "_begun", "_body_bytes", "_chunks", "_conn", "_dialling", "_error", "_fault", "_head", "_left", "_pool",
+        "_request_id", "_route", "_status", "_to", "_ttft_ms", "_usage", "for_nginx", "serial", "success",
+        "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -51,12 +54,16 @@ class Inference:
         self._head = head
         self._route = route
         self._request_id = request_id
-        self._for_nginx = for_nginx
+        self.for_nginx = for_nginx
+        self.serial = 0
+        """Which one it is in its gateway."""
         self._began = time.monotonic()
-        self._upstream: UpstreamConnection | None = None
+        self._begun: bytes | None = None
+        """What is left to send of a request that was begun without a task; None: it was not."""
+        self.upstream: UpstreamConnection | None = None
         self._dialling: trio.CancelScope | None = None
         self._left = False
-        self._success = False
+        self.success = False
         self._ttft_ms: float | None = None
         self._status = 0
         self._error = ""
@@ -68,13 +75,13 @@ class Inference:
     def cancel(self) -> None:
         """The caller left (`conn.gone`)."""
         self._left = True
-        if self._upstream is not None:
-            self._upstream.abandon(_LEFT)
+        if self.upstream is not None:
+            self.upstream.abandon(_LEFT)
         if self._dialling is not None:
             self._dialling.cancel()
 
-    async def run(self, body: Body) -> float | None:
-        """Answer it. Returns the seconds that a good answer took.
+    async def run(self, body: Body) -> None:
+        """Answer it; goes on from where `begin_now` left it.
 
         Raises:
             ClientGone: the caller left.
@@ -84,29 +91,73 @@ class Inference:
         try:
             opened = await self._open(body)
             if isinstance(opened, Good):
-                self._ttft_ms = 1000 * (time.monotonic() - self._began)
+                self._ttft_ms = self.since_ms()
                 await self._answer(opened)
         finally:
             conn.end()
             self._let_go()
-        if self._success:
-            return time.monotonic() - self._began
+        if self.success:
+            return
         if self._left:
             raise ClientGone(_LEFT)
         if isinstance(opened, Failed):
             await self._tell(opened)
-        return None
+
+    def since_ms(self) -> float:
+        """How long it has been here."""
+        return 1000 * (time.monotonic() - self._began)
+
+    # ------------------------------------------------------------ without a task
+
+    def begin_now(self, upstream: UpstreamConnection, body: bytes) -> None:
+        """Send the request on this idle connection, as far as that needs no waiting. `run` may take over at any time after it."""
+        self.upstream = upstream
+        self._conn.begin(self)
+        data = self._request_head(len(body)) + body
+        try:
+            sent = upstream.send_now(data)
+        except OSError:
+            sent = 0
+        self._begun = data[sent:]
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether Ollama has all of the request, and its caller is there."""
+        return self._begun == b"" and not self._left
+
+    def answer_now(self, head: ResponseHead, body: bytes) -> None:
+        """Give the caller Ollama's whole answer, which has status 200 and is good. Never waits, so it must be small."""
+        conn, upstream = self._conn, self.upstream
+        assert upstream is not None
+        self._begun = None
+        conn.end()
+        self._ttft_ms = self.since_ms()
+        self._status, self._body_bytes, self._chunks = head.status, len(body), upstream.chunks_seen
+        self._usage = usage_of(body[-TAIL_BYTES:], self._route.protocol)
+        upstream.drop()
+        try:
+            conn.send_now(self._head_bytes(head, "length", len(body)) + body)
+            self.success = True
+        except ClientGone:
+            self._left = True
+        finally:
+            self._let_go()
 
     # ------------------------------------------------------------ to Ollama
 
     async def _open(self, body: Body) -> Good | Failed:
         """Send the request and read the beginning of the answer. A stale kept connection is replaced once."""
-        data = request_head(self._head, self._to, request_id=self._request_id, body_length=body.length, client_host=self._conn.peer_host)
-        upstream = None if self._left else self._pool.take(self._to)
+        begun, self._begun = self._begun, None
+        upstream = self.upstream
+        if upstream is None and not self._left:
+            upstream = self._pool.take(self._to)
         try:
             while True:
-                upstream = self._upstream = upstream or await self._dial()
-                opened = await self._exchange(upstream, data, body)
+                upstream = self.upstream = upstream or await self._dial()
+                if begun is None:
+                    opened = await self._exchange(upstream, self._request_head(body.length), body)
+                else:
+                    opened, begun = await self._go_on(upstream, begun), None
                 stale = upstream.reused and not upstream.bytes_received and not self._left
                 if not (stale and isinstance(opened, Failed) and opened.failure in (Failure.DIED, Failure.NOT_TAKEN)):
                     return opened
@@ -136,23 +187,36 @@ class Inference:
                 await body.send_to(upstream)
         except UpstreamCut as error:
             return Failed(failure=Failure.NOT_TAKEN, text=str(error))
+        return await self._hear(upstream)
+
+    async def _go_on(self, upstream: UpstreamConnection, rest: bytes) -> Good | Failed:
+        try:
+            if rest:
+                await upstream.send(rest)
+        except UpstreamCut as error:
+            return Failed(failure=Failure.NOT_TAKEN, text=str(error))
+        return await self._hear(upstream)
+
+    async def _hear(self, upstream: UpstreamConnection) -> Good | Failed:
         route = self._route
         return await open_answer(upstream, route=route, stream=route.streams_by_default, hold_bytes=HOLD_BYTES)
 
+    def _request_head(self, body_bytes: int) -> bytes:
+        return request_head(self._head, self._to, request_id=self._request_id, body_length=body_bytes, client_host=self._conn.peer_host)
+
     def _let_go(self) -> None:
         """Back into the pool, which closes what cannot be used again."""
-        upstream, self._upstream = self._upstream, None
+        upstream, self.upstream = self.upstream, None
         if upstream is not None:
             self._pool.give_back(upstream)
 
     # ------------------------------------------------------------ to the caller
 
     async def _answer(self, good: Good) -> None:
-        conn, upstream = self._conn, self._upstream
+        conn, upstream = self._conn, self.upstream
         assert upstream is not None
         framing = good.framing_for(self._head)
-        extra = ((b"X-Request-Id", self._request_id.encode("ascii")),)
-        head_bytes = response_head(good.head, framing=framing, length=good.length, keep_alive=not conn.must_close, extra=extra)
+        head_bytes = self._head_bytes(good.head, framing, good.length)
         self._status = good.head.status
         try:
             if good.whole:
@@ -163,9 +227,13 @@ class Inference:
             self._body_bytes, self._chunks = good.body_bytes, upstream.chunks_seen
         self._poured(poured)
 
+    def _head_bytes(self, head: ResponseHead, framing: Framing, length: int | None) -> bytes:
+        extra = ((b"X-Request-Id", self._request_id.encode("ascii")),)
+        return response_head(head, framing=framing, length=length, keep_alive=not self._conn.must_close, extra=extra)
+
     def _poured(self, poured: Poured) -> None:
         self._usage = poured.usage
-        self._success = poured.clean
+        self.success = poured.clean
         self._error = poured.error_text
         self._fault = poured.node_failure
 
@@ -175,7 +243,7 @@ class Inference:
         extra = [(b"X-Request-Id", self._request_id.encode("ascii"))]
         self._error, self._fault = failed.text, failed.failure
         kept = failed.kept
-        if self._for_nginx:
+        if self.for_nginx:
             answer = telling(failed)
             self._status = answer.status
             extra += answer.headers
@@ -206,7 +274,7 @@ class Inference:
         """What became of it, once it is over."""
         status, message, fault = self._status, "", None
         ending: Literal["success", "error", "cancelled"] = "success"
-        if not self._success:
+        if not self.success:
             if self._left or self._conn.gone:
                 status, ending, message = 499, "cancelled", _LEFT
             else:
@@ -229,5 +297,5 @@ class Inference:
             body_bytes=self._body_bytes,
             chunks=self._chunks,
             ttft_ms=self._ttft_ms,
-            duration_ms=1000 * (time.monotonic() - self._began),
+            duration_ms=self.since_ms(),
         )

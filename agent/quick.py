@@ -1,0 +1,177 @@
+"""The commonest request of all at a gateway, served without a task: small, whole in one read, and answered whole on a kept connection.
+
+Decides what is that common, as `edge.quick` does for the coordinator; everything else goes to the connection's task, at whatever point it
+stops being so: before a request was begun as the bytes that came, after that as the rest of it. A task costs two waits a request, each
+of which is a turn of Trio's scheduler; here the watch calls, when the caller or Ollama has sent something.
+
+Invariants: nothing here waits, or computes for long; a request that entered the gateway leaves it exactly once, here or in the task; it
+is treated as the task would treat it: the same credential, the same bytes, the same report.
+"""
+
+from functools import partial
+from typing import Final
+from typing import Protocol as Interface
+
+from agent.inference import Inference
+from core.events import Route
+from edge.body import Body
+from edge.listener import quick_routes
+from edge.verdicts import whole_fault
+from edge.wire import ClientConnection, HttpError, RequestHead, UpstreamConnection, parse_request_head
+
+REQUEST_MAX_BYTES: Final = 256 << 10
+"""A read brings no more; nothing of it is understood here."""
+ANSWER_MAX_BYTES: Final = 64 << 10
+
+_ROUTES: Final = quick_routes(None)
+
+
+class Inside(Interface):
+    """What is needed of `agent.gateway.Gateway`."""
+
+    def allowed(self, head: RequestHead, /) -> bool: ...
+
+    def idle_upstream(self) -> UpstreamConnection | None: ...
+
+    def hold(self, data: bytes, /) -> Body | None: ...
+
+    def enter(self, conn: ClientConnection, head: RequestHead, route: Route, /) -> Inference: ...
+
+    def leave(self, one: Inference, /) -> None: ...
+
+    def failed(self, error: Exception, /) -> None: ...
+
+
+class GatewayLane:
+    """One caller's connection. Implements `edge.wire.Lane`."""
+
+    __slots__ = ("_body", "_conn", "_gateway", "_head", "_one", "_route")
+
+    def __init__(self, gateway: Inside, conn: ClientConnection) -> None:
+        self._gateway = gateway
+        self._conn = conn
+        self._one: Inference | None = None
+        """What entered the gateway and has not left it; the next three are its."""
+        self._body: Body | None = None
+        self._head: RequestHead | None = None
+        self._route: Route | None = None
+
+    def came(self) -> None:
+        """The caller sent something."""
+        conn = self._conn
+        data = conn.take_up()
+        if not data:
+            return
+        try:
+            end = data.find(b"\r\n\r\n") + 4
+            if end > 3 and len(data) <= REQUEST_MAX_BYTES and self._begin(parse_request_head(data[:end]), data[end:]):
+                return
+        except HttpError:
+            pass
+        except Exception as error:
+            self._fail(error)
+            return
+        conn.hand_over(data)
+
+    def _begin(self, head: RequestHead, data: bytes) -> bool:
+        """Begin the request, if it is a common one."""
+        gateway, conn = self._gateway, self._conn
+        route = _ROUTES.get(head.path)
+        if route is None or head.method != "POST" or not head.block.ordinary or head.version != "1.1" or head.content_length != len(data):
+            return False
+        if not gateway.allowed(head) or (body := gateway.hold(data)) is None:
+            return False
+        upstream = gateway.idle_upstream()
+        if upstream is None:
+            body.close()
+            return False
+        conn.begin_quick()
+        self._body, self._head, self._route = body, head, route
+        one = self._one = gateway.enter(conn, head, route)
+        one.begin_now(upstream, data)
+        if one.is_sent:
+            upstream.eager = self.answered
+        else:
+            self._hand_over(one)
+        return True
+
+    def answered(self) -> None:
+        """Ollama sent something, or its connection was closed."""
+        one, route = self._one, self._route
+        assert one is not None
+        assert route is not None
+        upstream = one.upstream
+        assert upstream is not None
+        try:
+            if not upstream.closed and not upstream.receive_now():
+                return
+            found = upstream.whole()
+            if found is None:
+                head = upstream.head
+                common = head is None or (head.status == 200 and not head.streams)
+                if upstream.is_cut or upstream.readable or not common or upstream.bytes_received > ANSWER_MAX_BYTES:
+                    self._hand_over(one)
+                return
+            head, body = found
+            if head.status != 200 or head.streams or not one.is_sent or whole_fault(route, body) is not None:
+                self._hand_over(one)
+                return
+            upstream.eager = None
+            one.answer_now(head, body)
+            self._leave()
+            self._conn.end_quick()
+        except Exception as error:
+            self._fail(error)
+
+    def abandon(self) -> None:
+        """The connection's task ends."""
+        one = self._one
+        if one is not None:
+            upstream = one.upstream
+            if upstream is not None:
+                upstream.eager = None
+                upstream.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        one, body = self._one, self._body
+        assert one is not None
+        assert body is not None
+        self._one = self._body = None
+        body.close()
+        self._gateway.leave(one)
+
+    # ------------------------------------------------------------ to the task
+
+    def _hand_over(self, one: Inference) -> None:
+        if one.upstream is not None:
+            one.upstream.eager = None
+        self._conn.hand_over(b"", self._head, self._carry_on)
+
+    async def _carry_on(self) -> None:
+        one, body = self._one, self._body
+        assert one is not None
+        assert body is not None
+        self._one = self._body = None
+        try:
+            await one.run(body)
+        finally:
+            body.close()
+            self._gateway.leave(one)
+
+    def _fail(self, error: Exception) -> None:
+        """A mistake of ours: the task reports it, and answers if nothing was."""
+        began = self._one is not None
+        try:
+            self.abandon()
+        except Exception as another:
+            self._gateway.failed(another)
+        if began:
+            self._conn.hand_over(b"", self._head, partial(_raise, error))
+        else:
+            self._gateway.failed(error)
+            self._conn.close()
+
+
+async def _raise(error: Exception) -> None:
+    raise error
