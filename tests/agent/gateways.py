@@ -7,7 +7,10 @@ import trio
 
 from agent.gateway import Gateway
 from agent.log import LogTail
-from tests.agent.fakes import Handler, Heard, Raw, Server, free_port, receive, serving
+from tests.agent.fakes import Handler, Heard, Raw, Server, answer, free_port, receive, serving
+
+WARM = False
+"""Whether there is a kept connection to Ollama already, so that small requests are served without a task."""
 
 CREDENTIAL = "secret-1"
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}],  "unknown":[1]}'
@@ -60,14 +63,29 @@ class Setup:
 async def gateway_for(
     handler: Handler | None, *, tail: LogTail | None = None, credential: bytes | None = CREDENTIAL.encode()
 ) -> AsyncIterator[Setup]:
-    """Without a handler nobody listens where Ollama should be."""
-    async with serving(handler or never) as ollama, trio.open_nursery() as nursery:
+    """Without a handler nobody listens where Ollama should be. Before anything else Ollama answers well once, when `WARM`."""
+    warm_up = WARM and handler is not None and credential is not None
+
+    async def first_well(stream: trio.SocketStream, heard: Heard) -> None:
+        nonlocal warm_up
+        if warm_up:
+            warm_up = False
+            await stream.send_all(answer(200, {"done": True}))
+        else:
+            await (handler or never)(stream, heard)
+
+    async with serving(first_well) as ollama, trio.open_nursery() as nursery:
         url = ollama.url if handler is not None else f"http://127.0.0.1:{free_port()}"
         gateway = Gateway(url, tail=tail)
         gateway.credential = credential
         port = gateway.listen("127.0.0.1", 0)
         await nursery.start(gateway.run)
-        yield Setup(gateway, port, ollama)
+        setup = Setup(gateway, port, ollama)
+        if warm_up:
+            assert (await setup.chat()).status == 200
+            ollama.heard.clear()
+            gateway.average_response_time_ms = None
+        yield setup
         nursery.cancel_scope.cancel()
 
 

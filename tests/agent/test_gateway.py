@@ -10,8 +10,15 @@ from agent.gateway import Gateway
 from agent.log import LogTail
 from core.errors import ConfigError
 from core.messages import PullOrder
+from tests.agent import gateways
 from tests.agent.fakes import DONE, LAST_CHUNK, LIMIT_S, STREAM_HEAD, Handler, Heard, answer, chunk, line, receive, until
 from tests.agent.gateways import CHAT, CREDENTIAL, gateway_for, never, saying
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["cold", "warm"])
+def _warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateways, "WARM", request.param)
+
 
 # ---------------------------------------------------------------- orders to download
 

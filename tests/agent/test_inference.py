@@ -9,8 +9,15 @@ from core.events import Failure, Route
 from core.messages import EndingReport
 from edge.relay import Failed
 from edge.told import told
+from tests.agent import gateways
 from tests.agent.fakes import DONE, LAST_CHUNK, LIMIT_S, STREAM_HEAD, Handler, Heard, Raw, answer, chunk, line, receive, until
 from tests.agent.gateways import CHAT, CREDENTIAL, Setup, gateway_for, never, saying
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["cold", "warm"])
+def _warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateways, "WARM", request.param)
+
 
 VIA_NGINX = "X-Ollama-Router-Edge: nginx\r\n"
 COUNTS = {
