@@ -10,7 +10,7 @@ import trio
 
 from agent.simulated.server import SimulatedOllama
 from servers.clock import rfc3339, unix_ms
-from tests.fleet.fleet import Fleet, ScriptedNode, chat, line, open_fleet, serving
+from tests.fleet.fleet import Fleet, ScriptedNode, chat, line, open_fleet, openai_chunk, serving, sse
 from tests.fleet.rawhttp import Caller, Hangup, wait_until
 
 ROOT = "/api/dashboard/request-responses"
@@ -43,6 +43,10 @@ STREAMS: dict[str, tuple[dict[str, Any], Any]] = {
         lambda whole: (
             whole["choices"][0]["message"]["content"], whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"],
         ),
+    ),
+    "/v1/completions": (
+        {"prompt": "Hello", "stream_options": {"include_usage": True}},
+        lambda whole: (whole["choices"][0]["text"], whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"]),
     ),
     "/v1/responses": (
         {"input": "Hello"},
@@ -137,35 +141,68 @@ async def test_with_bodies_off_no_word_of_a_prompt_is_on_the_disk() -> None:
         assert SECRET.encode() not in kept
 
 
-async def test_a_cut_stream_is_an_error_with_what_was_sent() -> None:
-    async def cut(caller: Caller) -> None:
+def named_sse(**value: Any) -> bytes:
+    return f"event: {value['type']}\n".encode() + sse(value)
+
+
+PARTS: dict[str, tuple[dict[str, Any], list[bytes], Any]] = {
+    "/api/chat": ({"messages": MESSAGES}, [line("half an "), line("answer")], lambda whole: whole["message"]["content"]),
+    "/api/generate": (
+        {"prompt": "Hello"},
+        [b'{"model":"m","response":"half an ","done":false}\n', b'{"model":"m","response":"answer","done":false}\n'],
+        lambda whole: whole["response"],
+    ),
+    "/v1/chat/completions": (
+        {"messages": MESSAGES}, [sse(openai_chunk("half an ")), sse(openai_chunk("answer"))],
+        lambda whole: whole["choices"][0]["message"]["content"],
+    ),
+    "/v1/responses": (
+        {"input": "Hello"},
+        [
+            named_sse(type="response.created", response={"id": "r", "model": "m", "output": []}),
+            named_sse(type="response.output_text.delta", output_index=0, content_index=0, delta="half an "),
+            named_sse(type="response.output_text.delta", output_index=0, content_index=0, delta="answer"),
+        ],
+        lambda whole: whole["output_text"],
+    ),
+    "/v1/messages": (
+        {"messages": MESSAGES, "max_tokens": 40},
+        [
+            named_sse(type="message_start", message={"id": "x", "type": "message", "role": "assistant", "model": "m", "content": []}),
+            named_sse(type="content_block_start", index=0, content_block={"type": "text", "text": ""}),
+            named_sse(type="content_block_delta", index=0, delta={"type": "text_delta", "text": "half an "}),
+            named_sse(type="content_block_delta", index=0, delta={"type": "text_delta", "text": "answer"}),
+        ],
+        lambda whole: whole["content"][0]["text"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PARTS)
+@pytest.mark.parametrize("how", ["cut", "cancelled"])
+async def test_what_was_sent_of_every_protocols_stream_is_kept(path: str, how: str) -> None:
+    body, parts, text_of = PARTS[path]
+
+    async def half(caller: Caller) -> None:
         await caller.begin_chunks()
-        await caller.chunk(line("half an "))
-        await caller.chunk(line("answer"))
-        raise Hangup
-
-    node = ScriptedNode(cut)
-    async with serving(node), open_fleet([node.port]) as fleet:
-        await fleet.chat()
-        found = await newest(fleet)
-        assert (found["status"], found["http_status"]) == ("error", 200)
-        assert found["message"]
-        assert found["response_body"]["message"]["content"] == "half an answer"
-
-
-async def test_a_client_that_leaves_is_a_cancel_with_what_it_got() -> None:
-    async def slow(caller: Caller) -> None:
-        await caller.begin_chunks()
-        await caller.chunk(line("some"))
+        for part in parts:
+            await caller.chunk(part)
+        if how == "cut":
+            raise Hangup
         await trio.sleep_forever()
 
-    node = ScriptedNode(slow)
+    node = ScriptedNode(half)
     async with serving(node), open_fleet([node.port]) as fleet:
-        async with fleet.talk("/api/chat", chat()) as talk:
-            await talk.wait_for(b"some")
+        asked = {"model": "m", "stream": True, **body}
+        if how == "cut":
+            assert not (await fleet.ask("POST", path, asked)).whole
+        else:
+            async with fleet.talk(path, asked) as talk:
+                await talk.wait_for(b"answer")
         found = await newest(fleet)
-        assert found["status"] == "cancelled"
-        assert found["response_body"]["message"]["content"] == "some"
+        assert (found["status"], found["http_status"]) == (("error", 200) if how == "cut" else ("cancelled", 499))
+        assert text_of(found["response_body"]) == "half an answer"
+        assert found["message"]
 
 
 async def test_a_body_over_the_limit_is_kept_as_far_as_it_goes_and_says_so() -> None:

@@ -10,6 +10,7 @@ import trio
 
 from servers import clock
 from servers.settings import Settings
+from servers.store import queries
 from servers.store.export import COLUMNS
 from tests.servers.house import House
 from tests.servers.store.databases import insert, record
@@ -71,12 +72,38 @@ async def test_filters(house: House) -> None:
         ("status=good", "status"), ("start_time=yesterday", "start_time"), ("end_time=2026-01-01T00:00:00", "end_time"),
         ("start_time=2026-01-02T00:00:00Z&end_time=2026-01-01T00:00:00Z", "end_time"), ("sort=name", "sort"), ("model=", "model"),
         ("q=" + "x" * 201, "q"), ("client=%00", "client"), ("modle=x", "modle"),
+        ("page=1000001", "page"), ("page=1.5", "page"), ("page=%D9%A1", "page"), ("per_page=0", "per_page"), ("per_page=1e2", "per_page"),
+        ("status=", "status"), ("status=SUCCESS", "status"), ("start_time=", "start_time"),
+        ("start_time=2026-13-01T00:00:00Z", "start_time"),
+        ("start_time=1700000000", "start_time"), ("end_time=x", "end_time"), ("sort=", "sort"), ("sort=--timestamp", "sort"),
+        ("agent_id=", "agent_id"), ("agent_id=" + "x" * 201, "agent_id"), ("agent_id=a%00", "agent_id"), ("model=" + "x" * 201, "model"),
+        ("client=", "client"), ("q=", "q"), ("q=%00", "q"),
     ],
 )  # fmt: skip
 async def test_a_bad_filter_is_named(house: House, query: str, named: str) -> None:
     answer = await house.ask("GET", f"{ROOT}?{query}")
     assert answer.status == 400
     assert answer.json["error"].startswith(named)
+    if named not in ("page", "per_page", "sort"):  # these are no parameters of the others at all
+        for method, path in (("GET", f"{ROOT}/export"), ("DELETE", ROOT)):
+            other = await house.ask(method, f"{path}?{query}")
+            assert (other.status, other.json["error"].split()[0]) == (400, answer.json["error"].split()[0])
+    assert len(await ids(house, "")) == 6
+
+
+async def test_sorts(house: House) -> None:
+    assert await ids(house, "sort=timestamp&per_page=2") == ["r5", "r4"]
+    assert await ids(house, "sort=duration_ms&per_page=2") == ["r0", "r1"]
+    assert await ids(house, "sort=-duration_ms&per_page=2&page=2") == ["r3", "r2"]
+    for name in ("ttft_ms", "queue_ms", "prompt_tokens", "-output_tokens"):
+        assert len(await ids(house, f"sort={name}")) == 6
+
+
+async def test_a_count_that_is_a_floor_says_so_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "COUNT_MAX", 2)
+    for query in ("", "&page=2", "&page=2&status=success", "&status=error"):
+        page = (await house.ask("GET", f"{ROOT}?per_page=1{query}")).json
+        assert (page["total_count"], page["total_is_floor"], len(page["records"])) == (2, "status" not in query, 1)
 
 
 async def test_one_record_has_its_bodies(house: House) -> None:
@@ -106,6 +133,25 @@ async def test_a_csv_export_reopens_and_holds_no_formula(house: House) -> None:
     assert json.loads(rows[0]["request_body"]) == {"model": "m"}
     empty = (await house.ask("GET", f"{ROOT}/export?format=csv&model=nothing")).body.decode()
     assert empty.strip() == ",".join(COLUMNS)
+
+
+BEGINNINGS = ("=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=x", "\n=x")
+
+
+async def test_no_cell_of_an_export_begins_as_a_formula_whoever_wrote_it(house: House) -> None:
+    now = clock.unix_ms()
+    made = [
+        record(now + number, model=begin, message=begin, client=begin, agent_name=begin, path=begin, request_body=begin.encode())
+        for number, begin in enumerate(BEGINNINGS)
+    ]
+    insert(house.memory.store.engine, *made)
+    body = (await house.ask("GET", f"{ROOT}/export?format=csv&status=success")).body.decode()
+    rows = list(csv.DictReader(io.StringIO(body, newline="")))
+    assert not [value for row in rows for value in row.values() if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))]
+    for name in ("model", "message", "client", "agent_name", "path", "request_body"):
+        assert {row[name][1:] for row in rows} >= set(BEGINNINGS), name
+    shown = json.loads((await house.ask("GET", f"{ROOT}/export?format=json&status=success")).body)
+    assert {one["model"] for one in shown} >= set(BEGINNINGS), "JSON says what was said"
 
 
 async def test_deletion_needs_a_filter_and_keeps_to_it(house: House) -> None:
