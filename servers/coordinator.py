@@ -222,7 +222,7 @@ class Coordinator:
         aliases = Aliases(settings.aliases)
         self.nginx = NginxEdge(
             settings, driver, access=access, credential_of=self.tokens.credential_of, port=self.ports[0], aliases=aliases,
-            records=self.memory.recorder, tick=tick, report=self._report,
+            records=self.memory.recorder, tick=tick, report=self._report, count=metrics.count,
         )  # fmt: skip
         return Proxy(
             driver,

@@ -123,9 +123,12 @@ class NginxEdge:
         records: Records | None,
         tick: Callable[[], float],
         report: Callable[[Exception], None],
+        count: Callable[[str, dict[str, str], int], None],
     ) -> None:
         self._driver = driver
         self._tick = tick
+        self._count = count
+        self._counted: dict[str, int] = {}
         self._direct = settings.nginx_direct
         self._coordinator = f"127.0.0.1:{port}"
         self.handover = Handover(driver, secret=clock.new_secret().encode(), lives=driver.router.lives, now=tick)
@@ -160,8 +163,23 @@ class NginxEdge:
                     now = self._tick()
                     self.tally.sweep(now=now)
                     self.handover.sweep(now=now)
+                    self._count_all()
             finally:
                 self.handover.close()
+
+    def _count_all(self) -> None:
+        """Bring the metrics up to what was counted where it happened."""
+        counts = {
+            "nginx_forwarded_total": self.selection.decided,
+            "nginx_handed_over_total": self.selection.handed_over,
+            "nginx_takeovers_late_total": self.handover.late,
+            "nginx_lines_unreadable_total": self.tally.unreadable,
+            "nginx_endings_unknown_total": self.tally.unknown,
+        }
+        for name, counted in counts.items():
+            if more := counted - self._counted.get(name, 0):
+                self._counted[name] = counted
+                self._count(name, {}, more)
 
     def pulse(self) -> list[RequestId]:
         """Requests that are still worked on without the embedded edge."""

@@ -403,3 +403,29 @@ async def test_there_need_be_no_selection() -> None:
     async with open_fleet(ROUTER_SELECTION="off") as fleet:
         assert not (fleet.data_dir / "selection.sock").exists()
         assert (await hand_over(fleet.port, CHAT, chat("x"), "secret id")).status == 404
+
+
+async def test_what_went_through_nginx_is_counted() -> None:
+    async with an_edge(ScriptedNode(answer_well)) as edge:
+        await edge.select.select(CHAT, chat())
+        await edge.select.select(CHAT, chat("nobody-has-this"))
+        send_line(edge.told["tally"], b"garbage")
+        shown = b""
+        with trio.fail_after(10):
+            while b"ollama_router_nginx_lines_unreadable_total 1" not in shown:
+                shown = (await edge.fleet.ask("GET", "/metrics")).body
+        assert b"ollama_router_nginx_forwarded_total 1" in shown
+        assert b"ollama_router_nginx_handed_over_total 1" in shown
+
+
+async def test_a_client_that_leaves_before_its_body_is_whole_again_is_settled() -> None:
+    async with an_edge(ScriptedNode(answer_well)) as edge:
+        found = await edge.select.select(CHAT, chat("nobody-has-this"))
+        request_id = found.headers["x-takeover"]
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nX-Ollama-Router-Takeover: {edge.secret} {request_id}\r\nContent-Length: 99\r\n\r\n"
+        stream = await trio.open_tcp_stream("127.0.0.1", edge.fleet.port)
+        await stream.send_all(head.encode() + b'{"model"')
+        await wait_until(lambda: not edge.fleet.coordinator.nginx.handover.table, what="the takeover")
+        await stream.aclose()
+        await wait_until(lambda: record_of(edge, request_id), what="its record")
+        assert record_of(edge, request_id).ending.value == "cancelled"
