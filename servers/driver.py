@@ -155,8 +155,12 @@ class Driver:
         """Do all of `effects` but the answers to shells, which are returned."""
         rest: list[Effect] = []
         for effect in effects:
+            if type(effect) is Forward:  # it and the next are most of all, and to be none of a class takes long to find out
+                if (desk := self._desks.get(effect.request_id)) is not None:
+                    desk.put(effect)
+                continue
             match effect:
-                case Record():  # and the next are most of all
+                case Record():
                     self._sinks.record(effect)
                 case Forward() | Wait() | Refuse() | PassOn() | Cut():
                     if (desk := self._desks.get(effect.request_id)) is not None:
