@@ -47,6 +47,18 @@ def test_the_record_of_an_answer_of_two_nodes_counts_both_parts() -> None:
     assert request().sample(settled(usage=told, tokens_before=7), now=Instant(12.0)).output_tokens == 30, "its node said no more"
 
 
+def test_when_it_ended_is_what_its_node_says_or_when_its_lease_was_given_back() -> None:
+    now = Instant(20.0)
+    one = request()
+    assert one.ended_at(settled(), now=now) == 20.0
+    one.freed_at = Instant(15.0)
+    assert one.ended_at(settled(), now=now) == 15.0
+    assert one.ended_at(settled(duration_ms=3000.0), now=now) == 13.0
+    assert one.ended_at(settled(duration_ms=99_000.0), now=now) == 20.0
+    assert one.ended_at(settled(duration_ms=10.0), now=now) == 11.0, "not before its first byte"
+    assert request(first=None).ended_at(settled(duration_ms=10.0), now=now) == pytest.approx(10.01)
+
+
 # ---------------------------------------------------------------- what it teaches
 
 

@@ -17,7 +17,22 @@ from core.learning import Sample, Speeds
 from core.leases import Held
 from core.lifecycle import AgentState
 from core.names import normalise
-from core.scoring import MANY, PRICED_MAX, ROWS_MAX, Ask, Auto, Choice, LeastBusy, Load, RoundRobin, SeedMetrics, best_first, strategy
+from core.scoring import (
+    MANY,
+    PRICED_MAX,
+    ROWS_KEPT_MAX,
+    ROWS_MAX,
+    Ask,
+    Auto,
+    Choice,
+    LeastBusy,
+    Load,
+    RoundRobin,
+    SeedMetrics,
+    best_first,
+    some_best,
+    strategy,
+)
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId, UnixMs
 from tests.core.routing import World, answer, node_of
 
@@ -346,6 +361,60 @@ def test_the_best_come_first_and_not_too_many() -> None:
     rows = [(node(str(i), last_chosen=i % 2), i // 2, 0, 0, 0) for i in reversed(range(20))]
     best = best_first(rows)
     assert [row[0].name for row in best] == [str(i) for i in range(ROWS_MAX)]
+
+
+def test_what_is_kept_of_many_are_some_of_the_best_and_the_chosen_one() -> None:
+    rows = [(node(str(i)), score, 0, 0, 0, 0) for i, score in enumerate([5] * ROWS_KEPT_MAX + [1, 3])]
+    assert some_best(rows[2:], None) == rows[2:]
+    best = some_best(rows, AgentId(str(ROWS_KEPT_MAX)))
+    assert [row[1] for row in best] == [1, 3, 5, 5, 5, 5, 5, 5]
+    equal = [(node(str(i)), 5, 0, 0, 0, 0) for i in range(ROWS_KEPT_MAX + 1)]
+    for chosen in (AgentId("0"), AgentId(str(ROWS_KEPT_MAX))):
+        kept = some_best(equal, chosen)
+        assert len(kept) == ROWS_MAX
+        assert chosen in [row[0].id for row in kept]
+
+
+class Dear:
+    """Everything that a load pushes out is dear."""
+
+    def of(self, node: Agent, key: ModelKey, *, now: Instant) -> tuple[int, tuple[ModelKey, ...]]:
+        return 1_000_000, ()
+
+    def of_runner(self, node: Agent, key: ModelKey, options: str, *, now: Instant) -> int:
+        return 1_000_000
+
+
+@given(
+    states=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(("warm", "cold", "other", "loading")), st.integers(1, 4)), min_size=1, max_size=30
+    ),
+    prices=st.booleans(),
+    prompt=st.sampled_from((0, 4000)),
+)
+def test_who_is_passed_over_would_not_have_been_chosen(states: list[tuple[int, str, int]], prices: bool, prompt: int) -> None:
+    nodes, counts = [], {}
+    for number, (busy, state, slots) in enumerate(states):
+        one = node(f"n{number}", loaded=state != "cold", slots=slots, last_chosen=(number * 7) % 5)
+        if state == "other":
+            one.inventory.saw_loaded(M, "num_ctx=9", now=NOW)
+        if state == "loading":
+            one.inventory.begins(normalise("x"), Loading(NOW, 5.0, ""))
+        nodes.append(one)
+        counts[one.name] = busy
+    speeds = Speeds(RouterConfig())
+    for number in range(0, len(nodes), 3):
+        sample = Sample(output_tokens=60, decode_s=0.5 + number / 10, load_s=None, cold=False)
+        speeds.learn(AgentId(f"n{number}"), M, sample, size_bytes=SIZE)
+    auto = Auto(speeds, Dear() if prices else None)  # type: ignore[arg-type]
+    given_load = load({name: count for name, count in counts.items() if count})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.scoring.ROWS_MAX", 10**6)
+        full = auto.choose(ask(prompt=prompt), nodes, given_load, now=NOW)
+    short = auto.choose(ask(prompt=prompt), nodes, given_load, now=NOW)
+    same = ("agent", "room", "start_us", "work_us", "patience", "spared")
+    assert [getattr(short, name) for name in same] == [getattr(full, name) for name in same]
+    assert {row[0].id for row in short.rows} <= {row[0].id for row in full.rows}
 
 
 @pytest.mark.parametrize("strategy", ["auto", "metrics", "least-busy", "round-robin"])
