@@ -16,12 +16,16 @@ import msgspec
 
 from tests.bench.measure import DROPS, KINDS, compare
 from tests.bench.programs import SMALL, more_files, request_body
-from tests.bench.sides import EMBEDDED, EMBEDDED_ON, Side, stage
+from tests.bench.sides import EMBEDDED, EMBEDDED_ON, stage
 
 RATIO_MIN = 0.7
 RATE = 500
 ADDED_P50_MAX = 0.05
 """A share of what a request takes without history, at `RATE` requests per second."""
+
+
+TURN_S = 0.5
+"""Short, for what else the machine does changes within seconds."""
 
 
 class Cost(msgspec.Struct):
@@ -48,33 +52,33 @@ class Cost(msgspec.Struct):
         return [text for reached, text in bars if not reached]
 
 
-def at_rate(port: int, seconds: float) -> list[float]:
-    """The time in ms of each request, one every 1/`RATE` s over one kept connection."""
-    body = request_body(SMALL)
-    request = (
-        b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    )
-    took = []
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+class _Asker:
+    """One kept connection."""
+
+    def __init__(self, port: int) -> None:
+        body = request_body(SMALL)
+        head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        self._request = head % len(body) + body
+        self.line = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self.line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def at_rate(self, seconds: float) -> float:
+        """The median time in ms of requests of which one is sent every 1/`RATE` s."""
+        took = []
         due = time.perf_counter()
         end = due + seconds
         while due < end:
             time.sleep(max(0.0, due - time.perf_counter()))
             began = time.perf_counter()
-            line.sendall(request)
+            self.line.sendall(self._request)
             answer = b""
             while b'"done":true' not in answer:
-                data = line.recv(65536)
+                data = self.line.recv(65536)
                 assert data, "the connection ended"
                 answer += data
             took.append((time.perf_counter() - began) * 1000)
             due = max(due + 1 / RATE, began)
-    return took
-
-
-def _middle(side: Side, seconds: float) -> float:
-    return median(at_rate(side.ports[SMALL], seconds))
+        return median(took)
 
 
 def measure(place: Path, *, seconds: int, rounds: int) -> Cost:
@@ -83,9 +87,10 @@ def measure(place: Path, *, seconds: int, rounds: int) -> Cost:
     with stage(place, (EMBEDDED, EMBEDDED_ON)) as on:
         full = compare(on, place, small, seconds=seconds, rounds=rounds, sides=(EMBEDDED, EMBEDDED_ON))
         off_side, on_side = on.sides[EMBEDDED], on.sides[EMBEDDED_ON]
-        steady = []
-        for _ in range(rounds * 2):  # short turns: what else the machine does changes within seconds
-            steady.append((_middle(off_side, seconds / 2), _middle(on_side, seconds / 2)))
+        off, on_ = _Asker(off_side.ports[SMALL]), _Asker(on_side.ports[SMALL])
+        with off.line, on_.line:
+            turns = range(round(rounds * seconds / TURN_S))
+            steady = [(off.at_rate(TURN_S), on_.at_rate(TURN_S)) for _ in turns]
         assert on_side.behind is not None
         counts = on_side.behind.metrics()
     return Cost(
