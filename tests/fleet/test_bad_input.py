@@ -14,11 +14,8 @@ import trio
 from trio.testing import MockClock
 
 from agent.simulated.server import SimulatedOllama
-from tests.fleet.edges import Edge
 from tests.fleet.fleet import ROOT, Fleet, ScriptedNode, answer_well, chat, open_fleet, serving
 from tests.fleet.rawhttp import Answer, Caller, ask, parse_answer, raw_request, request_bytes
-
-pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
 BODY_MAX_BYTES = 100_000
 ELSEWHERE = {"X-Forwarded-For": "192.168.7.7"}

@@ -157,6 +157,7 @@ def test_twenty_thousand_do(requests: list[Ask]) -> None:
     run(requests)
 
 
+@pytest.mark.through_nginx(Edge.GATEWAYS, always=True)
 @pytest.mark.parametrize("manner", ["whole", "chunks"])
 async def test_an_image_of_ten_megabytes(manner: str) -> None:
     image = "iVBORw0KGgo" + "A" * (10 << 20)

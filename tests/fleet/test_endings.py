@@ -66,6 +66,7 @@ async def broken(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
 # ---------------------------------------------------------------- on the wire
 
 
+@pytest.mark.through_nginx(Edge.GATEWAYS, always=True)
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 async def test_ndjson_gets_an_error_line_and_no_last_chunk(broken: Fleet, path: str) -> None:
     answer = await broken.ask("POST", path, chat(prompt="Hello"))

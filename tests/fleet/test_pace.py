@@ -11,8 +11,6 @@ from tests.fleet.edges import Edge
 from tests.fleet.fleet import ScriptedNode, answer_well, chat, last_line, line, open_fleet, serving
 from tests.fleet.rawhttp import Caller, Talk, talk, wait_until
 
-pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
-
 TOKENS = 200
 PACE_S = 0.02
 ADDED_GAP_P99_S = 0.005
@@ -40,6 +38,7 @@ def gap_p99(heard: Talk) -> float:
     return gaps[int(len(gaps) * 0.99)]
 
 
+@pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 async def test_tokens_arrive_at_the_nodes_pace() -> None:
     found: dict[str, float] = {}
 
@@ -61,6 +60,7 @@ async def test_a_tool_call_that_is_silent_for_90_s_is_not_given_up(fast_clock: M
     await silent_for_90_s()
 
 
+@pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 @pytest.mark.prove
 async def test_a_tool_call_that_is_silent_for_90_real_s_is_not_given_up() -> None:
     await silent_for_90_s()
