@@ -8,7 +8,7 @@ import pytest
 
 from tests.fleet.edges import Edge
 from tests.fleet.fleet import ScriptedNode, line, open_fleet, openai_chunk, serving, sse
-from tests.fleet.rawhttp import Answer, Caller, Hangup
+from tests.fleet.rawhttp import Answer, Caller, Hangup, wait_until
 
 pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
 
@@ -145,6 +145,7 @@ async def test_a_failure_that_the_node_told_is_told_once(path: str, clean: bool)
         assert (answer.body, answer.whole) == (node.data, clean)
         assert error_in(path, answer.body) == "the runner died"
         await fleet.wait_settled()
+        await wait_until(lambda: fleet.coordinator.records.newest, what="its record")
         record = fleet.coordinator.records.newest[-1]
         assert (record.ending.value, record.message) == ("error", "the runner died")
 

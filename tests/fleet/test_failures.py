@@ -16,7 +16,7 @@ from tests.fleet.edges import Edge
 from tests.fleet.fleet import AgentProcess, Fleet, chat, many, open_fleet
 from tests.fleet.rawhttp import wait_until
 
-pytestmark = pytest.mark.through_nginx(Edge.GATEWAYS, Edge.HANDED_OVER)
+pytestmark = pytest.mark.through_nginx(Edge.HANDED_OVER)  # behind nginx with gateways: test_nginx.py
 
 REQUESTS = 500
 AT_ONCE = 32
@@ -126,6 +126,7 @@ async def test_a_node_that_comes_back_is_used_again() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.through_nginx  # docs/nginx.md says what differs there; test_nginx.py shows it
 @pytest.mark.parametrize("victim", ["ollama", "agent", "both"])
 async def test_a_machine_with_an_agent_dies_under_load(victim: str) -> None:
     nodes = [quick_node(name) for name in ("a", "b", "c")]
@@ -149,6 +150,7 @@ async def test_a_machine_with_an_agent_dies_under_load(victim: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.through_nginx  # docs/nginx.md says what differs there; test_nginx.py shows it
 async def test_an_agent_that_hangs_is_noticed_within_its_timeout() -> None:
     nodes = [quick_node(name) for name in ("a", "b")]
     async with nodes[0].serve(), nodes[1].serve(), open_fleet(AGENT_TIMEOUT="3", LOAD_BALANCER_MODE="round-robin") as fleet:
