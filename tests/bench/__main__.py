@@ -18,7 +18,7 @@ from tests.bench import gaps, idle, measure, page, scaling, selected
 from tests.bench.children import more_files
 
 SECONDS, ROUNDS = 3, 5
-LONG_SECONDS, LONG_ROUNDS = 8, 7
+LONG_SECONDS, LONG_ROUNDS = 6, 5
 
 
 def measured(part: str, place: Path, *, seconds: int, rounds: int, say: Callable[[str], None]) -> Any:
@@ -28,7 +28,7 @@ def measured(part: str, place: Path, *, seconds: int, rounds: int, say: Callable
     if part == "selection":
         return selected.run(place, rounds=rounds, say=say)
     if part == "scaling":
-        return scaling.run(place, seconds=max(1, seconds // 2), rounds=max(1, rounds // 2), say=say)
+        return scaling.run(place, seconds=max(2, seconds // 2), rounds=max(1, rounds // 2), say=say)
     if part == "gaps":
         return gaps.run(place, hold_s=2.0 * seconds, rounds=max(1, rounds // 2), say=say)
     return idle.run(place, say=say)

@@ -90,7 +90,7 @@ def compare(on: Stage, place: Path, kind: Kind, *, seconds: int, rounds: int, si
 
 
 def run(place: Path, *, seconds: int, rounds: int, say: Callable[[str], None]) -> Speed:
-    """Every load on every side; about `seconds * rounds * 40` seconds."""
+    """Every load on every side; about `(seconds * rounds + 1) * 40` seconds."""
     compared = []
     with stage(place, ALL) as on:
         for kind in KINDS:

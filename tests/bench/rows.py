@@ -17,7 +17,7 @@ from servers.store.engine import database_url, open_engine
 from servers.store.statements import Statements
 
 SPAN_MS = 5 * 86_400_000
-BATCH = 2000
+BATCH = 20_000
 _REQUEST = b'{"model":"llama3.2:3b","messages":[{"role":"user","content":"question %d: why is the sky blue?"}],"stream":false}'
 _ANSWER = b'{"model":"llama3.2:3b","message":{"role":"assistant","content":"answer %d: Rayleigh scattering."},"done":true,"eval_count":7}'
 

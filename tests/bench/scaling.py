@@ -62,9 +62,10 @@ def _idle_share(child: Child) -> float:
 def _cell(
     place: Path, port: int, children: list[Child], *, nodes: int, connections: int, seconds: int, rounds: int, idle_share: float
 ) -> Cell:  # fmt: skip
+    wrk(place, port, SMALL, connections=connections, seconds=seconds)  # connections on both sides are opened
     loads = [wrk(place, port, SMALL, connections=connections, seconds=seconds, asked=children) for _ in range(rounds)]
     return Cell(
-        nodes, connections, median(load.cpu_us - idle_share * 1e6 / load.requests_per_s for load in loads),
+        nodes, connections, median(load.cpu_us - idle_share * 1e6 / max(1.0, load.requests_per_s) for load in loads),
         median(load.requests_per_s for load in loads), median(load.p50_ms for load in loads),
     )  # fmt: skip
 
@@ -73,7 +74,7 @@ def run(
     place: Path, *, seconds: int, rounds: int, say: Callable[[str], None], nodes: Sequence[int] = NODES,
     connections: Sequence[int] = CONNECTIONS,
 ) -> Scaling:  # fmt: skip
-    """All cells; about `seconds * rounds * 16` seconds for each side, and a minute to start."""
+    """All cells; about `seconds * (rounds + 1) * 16` seconds for each side, and a minute to start."""
     more_files()
     cells: dict[str, list[Cell]] = {}
     shares: dict[int, float] = {}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-JUDGED_FROM_S = 300.0
-"""In a shorter run nothing has settled yet: growth is shown, and not judged."""
+JUDGED_FROM_S = 1000.0
+"""In a shorter run the tables of what was last seen still fill up: growth is shown, and not judged."""
 MEMORY_SHARE_MAX, MEMORY_BYTES_MAX = 0.05, 8_000_000
 DESCRIPTORS_MAX = 16
 """What in flight differs by from sample to sample."""
