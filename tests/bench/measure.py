@@ -57,7 +57,7 @@ class Compared(msgspec.Struct):
     def share(self, side: str, of: str = NGINX) -> float:
         """Requests per second, as a share of another side's in the same round."""
         both = zip(self.rounds[side], self.rounds[of], strict=True)
-        return median(one.requests_per_s / other.requests_per_s for one, other in both)
+        return median(one.requests_per_s / max(1.0, other.requests_per_s) for one, other in both)
 
     def added_ms(self, side: str, value: Callable[[Load], float]) -> float:
         """Latency beyond that of the node itself in the same round."""
@@ -130,6 +130,10 @@ def _p99(load: Load) -> float:
     return load.p99_ms
 
 
+def _coordinator_us(load: Load) -> float:
+    return sum(taken for name, taken in load.parts_us.items() if name.startswith("coordinator"))
+
+
 def section(found: Speed) -> str:
     """The figures as Markdown."""
     parts = [
@@ -141,7 +145,7 @@ def section(found: Speed) -> str:
         " it holds lines back. *embedded* is the coordinator's own port, *nginx edge* is nginx with the coordinator choosing; *history*:"
         " with it on, else off; *gateways*: through an agent's gateway before each node, on the same cores, history on.",
         f"The sides take turns, {found.rounds} rounds of {found.seconds} s each; figures are medians, ratios are formed within a round."
-        " *CPU* is what the side's own processes took for one request.",
+        " *CPU* is what the side's own processes took for one request, *coordinator* the coordinator's part of that.",
     ]
     for compared in found.compared:
         parts += ["", f"### {compared.kind.title}", "", *_table(compared)]
@@ -165,15 +169,16 @@ def _added(compared: Compared) -> str:
 
 def _table(compared: Compared) -> list[str]:
     rows = [
-        "| | requests/s | × plain nginx | bar | × direct | p50 ms | p99 ms | CPU µs |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| | requests/s | × plain nginx | bar | × direct | p50 ms | p99 ms | CPU µs | coordinator µs |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name in compared.rounds:
         rate = compared.middle(name, lambda load: load.requests_per_s)
         bar = BARS.get((compared.kind.name, name))
-        cpu = compared.middle(name, lambda load: load.cpu_us)
+        cpu, own = compared.middle(name, lambda load: load.cpu_us), compared.middle(name, _coordinator_us)
         rows.append(
             f"| {name} | {rate:,.0f} | {compared.share(name):.2f} | {f'≥ {bar}' if bar else ''} | {compared.share(name, DIRECT):.2f}"
-            f" | {compared.middle(name, _p50):.3f} | {compared.middle(name, _p99):.3f} | {f'{cpu:,.0f}' if cpu else ''} |"
+            f" | {compared.middle(name, _p50):.3f} | {compared.middle(name, _p99):.3f} | {f'{cpu:,.0f}' if cpu else ''}"
+            f" | {f'{own:,.0f}' if own else ''} |"
         )
     return rows

@@ -20,6 +20,7 @@ from tests.house.tree import ROOT
 PAGE = ROOT / "docs" / "performance.md"
 KEPT = ROOT / "build" / "bench"
 """What each part found last."""
+SOAKED = ROOT / "build" / "soak" / "verdict.txt"
 PARTS: dict[str, tuple[ModuleType, type[Any]]] = {
     "speed": (measure, measure.Speed),
     "selection": (selected, selected.Selected),
@@ -82,6 +83,8 @@ def page() -> str:
     sections = "\n\n".join(
         f"{section(part, result)}\n\nMeasured with `{found.command}` on {found.machine}." for part, (found, result) in kept.items()
     )
+    if SOAKED.is_file():
+        sections += f"\n\n## Soak\n\n`make soak` (`MINUTES=30` by default), as it ended last:\n\n```\n{SOAKED.read_text().rstrip()}\n```"
     return f"""# Performance
 
 `make bench` measures all of this and writes the page; `.venv/bin/python -m tests.bench PART...` measures only `speed`, `selection`,

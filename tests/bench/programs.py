@@ -10,7 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,8 @@ class Load:
     requests: int = 0
     cpu_us: float = 0.0
     """Processor time per request of what was asked (0: not known)."""
+    parts_us: dict[str, float] = field(default_factory=dict)
+    """`cpu_us`, program by program."""
 
 
 _UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
@@ -144,9 +146,9 @@ def wrk(place: Path, port: int, model: str, *, connections: int, seconds: int, a
     url = f"http://127.0.0.1:{port}/api/chat"
     command = [needed("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "--latency", "-s", str(script), url]
     children = list(asked)
-    before_s = sum(child.cpu_s() for child in children)
+    before_s = [child.cpu_s() for child in children]
     said = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
-    cpu_s = sum(child.cpu_s() for child in children) - before_s
+    taken_s = [child.cpu_s() - before for child, before in zip(children, before_s, strict=True)]
     if "Non-2xx" in said or re.search(r"Socket errors: .*(connect|read|write) [1-9]", said):
         raise RuntimeError(f"{url} ({model}) did not serve all requests:\n{said}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
@@ -155,4 +157,6 @@ def wrk(place: Path, port: int, model: str, *, connections: int, seconds: int, a
     if rate is None or count is None or p50 is None or p99 is None:
         raise RuntimeError(f"wrk said something else than usual:\n{said}")
     p50_ms, p99_ms = (float(found[1]) * _UNITS[found[2]] for found in (p50, p99))
-    return Load(float(rate[1]), p50_ms, p99_ms, requests=int(count[1]), cpu_us=cpu_s * 1e6 / max(1, int(count[1])))
+    requests = int(count[1])
+    parts_us = {child.name: taken * 1e6 / max(1, requests) for child, taken in zip(children, taken_s, strict=True)}
+    return Load(float(rate[1]), p50_ms, p99_ms, requests, sum(parts_us.values()), parts_us)
