@@ -28,7 +28,7 @@ def measured(part: str, place: Path, *, seconds: int, rounds: int, say: Callable
     if part == "selection":
         return selected.run(place, rounds=rounds, say=say)
     if part == "scaling":
-        return scaling.run(place, seconds=max(2, seconds // 2), rounds=max(1, rounds // 2), say=say)
+        return scaling.run(place, seconds=max(3, seconds // 2), rounds=max(1, rounds // 2), say=say)
     if part == "gaps":
         return gaps.run(place, hold_s=2.0 * seconds, rounds=max(1, rounds // 2), say=say)
     return idle.run(place, say=say)

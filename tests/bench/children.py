@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.house.tree import ROOT
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
 FILES = 20_000
 """Descriptors that a program of a measurement may open, when the system lets it."""

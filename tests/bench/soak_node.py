@@ -11,8 +11,8 @@ from functools import partial
 
 import trio
 
-from tests.fleet.fleet import ScriptedNode, last_line, line, openai_chunk, sse
-from tests.fleet.rawhttp import Caller, Hangup, Reset
+from tests.bench.streamer import lists
+from tests.fleet.rawhttp import Caller, Hangup, RawServer, Reset
 
 FAULTS = {"503": 0.02, "500": 0.01, "cut": 0.015, "reset": 0.01, "slow": 0.02}
 """How often; the rest is answered well."""
@@ -30,9 +30,24 @@ def _drawn(dice: random.Random) -> str:
     return ""
 
 
-async def answer(caller: Caller, *, dice: random.Random, node: list[ScriptedNode]) -> None:
-    """One request for inference."""
-    node[0].seen.clear()  # nobody looks at them here, and they would be growth
+def line(content: str, *, done: bool = False) -> bytes:
+    """One line of a chat answer."""
+    made = {"model": "m", "created_at": "2026-01-01T00:00:00Z", "message": {"role": "assistant", "content": content}, "done": done}
+    return json.dumps({**made, **({"done_reason": "stop", "total_duration": 1000, "eval_count": 3} if done else {})}).encode() + b"\n"
+
+
+def event(content: str) -> bytes:
+    """One event of an OpenAI stream."""
+    choice = {"index": 0, "delta": {"role": "assistant", "content": content}, "finish_reason": None}
+    made = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    return b"data: " + json.dumps(made).encode() + b"\n\n"
+
+
+async def answer(caller: Caller, *, dice: random.Random, known: dict[bytes, bytes]) -> None:
+    """One request."""
+    if (told := known.get(caller.target.encode())) is not None:
+        await caller.answer(told)
+        return
     fault = _drawn(dice)
     if fault in ("503", "500"):
         await caller.answer(json.dumps({"error": "server busy" if fault == "503" else "an error of this node"}).encode(), status=int(fault))
@@ -46,23 +61,21 @@ async def answer(caller: Caller, *, dice: random.Random, node: list[ScriptedNode
         return
     if not json.loads(caller.body).get("stream", True):
         await trio.sleep(tokens / rate)
-        await caller.answer(last_line(content="word " * tokens).rstrip())
+        await caller.answer(line("word " * tokens, done=True).rstrip())
         return
     events = caller.target.startswith("/v1/")
     await caller.begin_chunks("text/event-stream" if events else "application/x-ndjson")
     for number in range(tokens):
-        await caller.chunk(sse(openai_chunk(f" {number}")) if events else line(f" {number}"))
+        await caller.chunk(event(f" {number}") if events else line(f" {number}"))
         await trio.sleep(1 / rate)
         if number == tokens // 2 and fault:
             raise Reset if fault == "reset" else Hangup
-    await caller.chunk(sse(b"[DONE]") if events else last_line())
+    await caller.chunk(b"data: [DONE]\n\n" if events else line("", done=True))
     await caller.end_chunks()
 
 
 def main() -> None:
-    holder: list[ScriptedNode] = []
-    node = ScriptedNode(partial(answer, dice=random.Random(int(sys.argv[2])), node=holder), models=(sys.argv[3],))
-    holder.append(node)
+    node = RawServer(partial(answer, dice=random.Random(int(sys.argv[2])), known=lists(sys.argv[3])))
     node.port = int(sys.argv[1])
     trio.run(node.run)
 
