@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from tests.bench import gaps, idle, measure, page, scaling, selected
-from tests.bench.children import more_files
+from tests.bench.children import end_in_order, more_files
 
 SECONDS, ROUNDS = 3, 5
 LONG_SECONDS, LONG_ROUNDS = 6, 5
@@ -46,6 +46,7 @@ def main() -> int:
     command = " ".join([".venv/bin/python -m tests.bench", *sys.argv[1:]])
     console = Console(stderr=True)
     more_files()
+    end_in_order()
     missed: list[str] = []
     for part in chosen.parts or [name for name in page.PARTS if name != "selection" or selected.exists()]:
         began = time.monotonic()

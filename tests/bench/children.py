@@ -46,6 +46,11 @@ def more_files(wanted: int = FILES) -> int:
     return allowed
 
 
+def end_in_order() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that what it started is stopped too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

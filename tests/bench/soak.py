@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tests.bench import page
-from tests.bench.children import Child, free_port, more_files, running
+from tests.bench.children import Child, end_in_order, free_port, more_files, running
 from tests.bench.sides import Coordinator, Edge, agent, coordinator, edge, has_edge
 from tests.bench.soak_clients import MODEL, Clients, shown
 from tests.bench.soak_watch import JUDGED_FROM_S, Growth, Sample, growths, table, write_csv
@@ -212,6 +212,7 @@ def main() -> int:
     chosen = parser.parse_args()
     console = Console(stderr=True)
     more_files()
+    end_in_order()
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)  # nginx's workers may be another user's
         outcome, samples = soak(Path(place), minutes=chosen.minutes, seed=chosen.seed, console=console)
