@@ -148,6 +148,8 @@ class Checkers:
         early = self._before_it(event, effects) if self._overdue else ()
         for effect in early:
             self._judge(effect, None, now)
+        if isinstance(event, HeartbeatCame) and self.book.stale(event) is None:
+            self._renewed_by(event, now)
         self.book.take(event, effects, now=now)
         self._take(event, now)
         for effect in effects:
@@ -200,6 +202,13 @@ class Checkers:
                         request.renewed_at = now
             case _:
                 pass
+
+    def _renewed_by(self, event: HeartbeatCame, now: Instant) -> None:
+        """A gateway says what it works on: leases on that node live on, whoever forgot them."""
+        for request_id in event.heartbeat.in_flight or ():
+            request = self.requests.get(RequestId(request_id))
+            if request is not None and request.agent == event.heartbeat.agent_id:
+                request.renewed_at = now
 
     def _attempt_ended(self, event: AttemptEnded, now: Instant) -> None:
         request = self.requests.get(event.request_id)

@@ -385,6 +385,22 @@ def test_late_reports_are_no_news() -> None:
         talk.settled()
 
 
+def works_on(*request_ids: str, agent: str = "a", sequence: int = 1) -> HeartbeatCame:
+    message = Heartbeat(agent_id=agent, cpu_usage=0, memory_usage=0, boot=1, sequence=sequence, in_flight=list(request_ids))
+    return HeartbeatCame(heartbeat=message, now_unix=UnixMs(0))
+
+
+def test_a_lease_lives_on_while_its_nodes_gateway_works_on_it() -> None:
+    talk = Talk(agents=("a", "b"))
+    accepted = Accepted(agent_id=AgentId("a"))
+    talk.came("r", forward())
+    talk.tell(works_on("r", "x"), accepted, after_s=20.0)
+    talk.tell(Pulse(), after_s=20.0)
+    talk.tell(works_on("r", agent="b"), Accepted(agent_id=AgentId("b")), after_s=5.0)  # it is not on that one
+    with pytest.raises(Violation, match="R8"):
+        talk.tell(Pulse(), after_s=6.0)
+
+
 def test_a_request_that_lost_its_agent_is_released() -> None:
     talk = Talk(agents=("a", "b"))
     talk.came("r", forward())
