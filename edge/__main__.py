@@ -134,7 +134,7 @@ def check(**chosen: Any) -> None:
     problems = 0
     try:
         nginx = files.look(tls=options.tls_cert is not None)
-        print(f"ok       nginx {nginx.version_text} ({nginx.program}), JavaScript module {nginx.module or 'built in'}")
+        print(f"ok       nginx {nginx.version_text} ({nginx.program})")
     except ConfigError as error:
         print(f"missing  {error}")
         raise SystemExit(1) from None

@@ -27,7 +27,6 @@ TEMPLATES: Final = Path(__file__).parents[1] / "nginx"
 """Beside this package, in a checkout as where the wheel is installed."""
 CONFIG: Final = "router.conf"
 UNIT: Final = "ollama-router-nginx.service"
-MODULE: Final = "ngx_http_js_module.so"
 FILES_WANTED: Final = 65_536
 CONNECTIONS: Final = 16_384
 """For each worker; a stream holds two."""
@@ -38,7 +37,7 @@ UNIX_PATH_MAX_BYTES: Final = 107
 
 DOWN: Final = "the router does not answer; try again in a moment"
 
-_LIBRARY: Final = "apt-get install nginx-light libnginx-mod-http-js"
+_PACKAGE: Final = "apt-get install nginx-light"
 _PLACE: Final = re.compile(r"\{\{(\w+)\}\}")
 _ODD_IN_PATH: Final = re.compile(r"[\x00-\x1f\"'`$;{}\\#]")
 _GROUP: Final = re.compile(r"n_[0-9a-f]{12}")
@@ -102,11 +101,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nginx:
-    """The nginx of this machine. `module`: its JavaScript module's file; None: that is built in."""
+    """The nginx of this machine."""
 
     program: str
     version: tuple[int, ...]
-    module: Path | None
 
     @property
     def version_text(self) -> str:
@@ -117,7 +115,7 @@ def look(*, tls: bool = False) -> Nginx:
     """Find nginx, and see that it has what this edge needs. Raises ConfigError with what to install."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin")
     if program is None:
-        raise ConfigError(f"nginx is not installed: {_LIBRARY}")
+        raise ConfigError(f"nginx is not installed: {_PACKAGE}")
     try:
         told = subprocess.run([program, "-V"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -125,27 +123,18 @@ def look(*, tls: bool = False) -> Nginx:
     return understand(program, told.stderr, tls=tls)
 
 
-def understand(program: str, told: str, *, tls: bool = False, exists: Mapping[Path, bool] | None = None) -> Nginx:
-    """What `nginx -V` told. `exists`: which files there are, for tests. Raises ConfigError with what to install."""
+def understand(program: str, told: str, *, tls: bool = False) -> Nginx:
+    """What `nginx -V` told. Raises ConfigError with what to install."""
     match = re.search(r"nginx version: \S+?/(\d+)\.(\d+)\.(\d+)", told)
     if match is None:
         raise ConfigError(f"{program} does not tell its version; is it nginx?")
-    wanted = ["http_auth_request_module", *(["http_ssl_module", "http_v2_module"] if tls else [])]
-    for name in wanted:
+    for name in ("http_ssl_module", "http_v2_module") if tls else ():
         if f"--with-{name}" not in told:
-            raise ConfigError(f"this nginx was built without {name.removeprefix('http_')}; install Debian's ({_LIBRARY}) or nginx.org's")
-    folder, prefix = re.search(r"--modules-path=(\S+)", told), re.search(r"--prefix=(\S+)", told)
-    modules = Path(folder[1]) if folder else Path(prefix[1] if prefix else "/usr/local/nginx") / "modules"
-    module = modules / MODULE
-    there = module.is_file() if exists is None else exists.get(module, False)
-    version = tuple(int(part) for part in match.groups())
-    if there:
-        return Nginx(program=program, version=version, module=module)
-    if re.search(r"--add-module=\S*njs", told):
-        return Nginx(program=program, version=version, module=None)
-    raise ConfigError(
-        f"nginx has no JavaScript module ({module} is not there): apt-get install libnginx-mod-http-js (nginx.org: nginx-module-njs)"
-    )
+            raise ConfigError(f"this nginx was built without {name.removeprefix('http_')}; install Debian's ({_PACKAGE}) or nginx.org's")
+    for name in ("http_proxy_module", "http_map_module", "http_rewrite_module", "http_upstream_keepalive_module"):
+        if f"--without-{name}" in told:
+            raise ConfigError(f"this nginx was built without {name.removeprefix('http_')}; install Debian's ({_PACKAGE}) or nginx.org's")
+    return Nginx(program=program, version=tuple(int(part) for part in match.groups()))
 
 
 # ---------------------------------------------------------------- rendering
@@ -161,7 +150,6 @@ def render(options: Options, nginx: Nginx, facts: Facts, *, run: str = "python -
     directory = str(options.directory)
     tls = options.tls_cert is not None
     values = {
-        "load_module": f'load_module "{nginx.module}";                # reads a body before auth_request asks' if nginx.module else "",
         "user": _user(options.selection),
         "workers": "auto" if options.workers is None else str(options.workers),
         "files": str(_files()),
@@ -178,7 +166,6 @@ def render(options: Options, nginx: Nginx, facts: Facts, *, run: str = "python -
         "down_anthropic": _down(Protocol.ANTHROPIC),
     }
     files = {name: _fill(name, values) for name in (CONFIG, "coordinator.conf", "refused.conf")}
-    files["router.js"] = (TEMPLATES / "router.js").read_text(encoding="utf-8")
     files["upstreams.conf"] = _upstreams(options, facts)
     files[UNIT] = _fill(UNIT, {"run": run, "stop_s": str(options.stop_within_s + 5)})
     return files

@@ -1,4 +1,4 @@
-"""The selection endpoint: nginx asks here, request by request, which node gets it. HTTP/1.1 over a unix socket, answered with headers.
+"""The selection endpoint: nginx brings each request here, and is told in headers which node gets it. HTTP/1.1 over a unix socket.
 
 Decides what nginx may carry out itself; whatever else there is to do is handed to the embedded edge (`edge.handover`), so that both edges
 answer alike. The node is the router's choice. A request that waits in the queue has its answer held back; when its connection closes
@@ -64,6 +64,8 @@ _ROUTES: Final = {
 }
 """By the literal path, in its one plain spelling."""
 
+_TO_NODE: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Accel-Redirect: @node\r\n"
+"""Where nginx goes on with the request, which it keeps; a place in `nginx/router.conf`."""
 _TO_COORDINATOR: Final = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
 _NOT_HERE: Final = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
@@ -346,11 +348,10 @@ class Selection:
 
     def _decide(self, conn: _Connection, head: RequestHead, body: bytes, granted: list[Carried]) -> bytes | None:
         """The answer; None: it is held back."""
-        if head.target != b"/select":
-            return self._tell_nodes() if head.target == b"/nodes" and head.method == "GET" else _NOT_HERE
-        fields = head.fields
-        path = fields.get(b"x-path", b"")
+        path, fields = head.target, head.fields
         route = _ROUTES.get(path)
+        if head.method != "POST":
+            return self._tell_nodes() if path == b"/nodes" else _NOT_HERE
         if route is None or b"x-explain" in fields:
             return _TO_COORDINATOR
         facts = inspect_ordinary(route, body)
@@ -421,7 +422,7 @@ class Selection:
     def _make_way(self, agent_id: AgentId, name: str, upstream: Upstream) -> _Way | None:
         if upstream.tls or not (upstream.gateway or self._direct) or not is_address(upstream.host):
             return None
-        lines = [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Upstream: ", host_of(upstream), b"\r\nX-Node: ", safe_value(name)]
+        lines = [_TO_NODE, b"X-Upstream: ", host_of(upstream), b"\r\nX-Node: ", safe_value(name)]
         if upstream.gateway and (credential := self._credential_of(agent_id)):
             lines += (b"\r\nX-Credential: ", credential)
         if upstream.base_path:

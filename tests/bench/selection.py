@@ -139,10 +139,7 @@ class _Load:
 
     def __init__(self, path: Path, model: str) -> None:
         body = request_body(model)
-        self._request = (
-            b"POST /select HTTP/1.1\r\nHost: selection\r\nX-Path: /api/chat\r\nX-Peer: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
-            + body
-        )
+        self._request = b"POST /api/chat HTTP/1.1\r\nHost: selection\r\nX-Peer: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         self._epoll = select.epoll()
         self._conns: dict[int, socket.socket] = {}
         for _ in range(CONNECTIONS):

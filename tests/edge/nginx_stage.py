@@ -5,6 +5,7 @@ Decides nothing; whatever a test started has ended when `open_stage` is left.
 
 import os
 import random
+import re
 import signal
 import socket
 import tempfile
@@ -28,7 +29,7 @@ REQUEST_ID = "550e8400-e29b-41d4-a716-446655440000"
 
 def installed() -> Nginx:
     """The nginx of this machine; the test fails with what to install."""
-    needed("nginx", "nginx-light libnginx-mod-http-js")
+    needed("nginx", "nginx-light")
     try:
         return files.look(tls=True)
     except ConfigError as error:
@@ -91,7 +92,7 @@ class Stage:
     async def select(self, caller: Caller) -> None:
         self.selection.append(caller)
         chosen = self.selects(self, caller)
-        status, headers = (200, chosen) if chosen is not None else (403, {"X-Takeover": self.handed})
+        status, headers = (200, {"X-Accel-Redirect": "@node", **chosen}) if chosen is not None else (403, {"X-Takeover": self.handed})
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
         await caller.send(f"HTTP/1.1 {status} X\r\n{lines}Content-Length: 0\r\n\r\n".encode())
 
@@ -109,9 +110,10 @@ class Stage:
 
 
 async def hear(stage: Stage, sock: trio.socket.SocketType) -> None:
-    """Keep what nginx logs."""
+    """Keep what nginx logs, of several questions the last."""
     while True:
-        stage.tally.append((await sock.recv(65536)).decode().partition("router: ")[2])
+        line = (await sock.recv(65536)).decode().partition("router: ")[2]
+        stage.tally.append(re.sub(r"\S+ : ", "", line))
 
 
 @asynccontextmanager

@@ -13,12 +13,10 @@ from edge import nginx as files
 from edge.nginx import Facts, Nginx, Node, Options, render, understand
 from tests.edge.nginx_stage import installed
 
-MODULES = Path("/usr/lib/nginx/modules")
-DEBIAN = "nginx version: nginx/1.22.1\nconfigure arguments: --modules-path=/usr/lib/nginx/modules --with-http_auth_request_module"
+DEBIAN = "nginx version: nginx/1.22.1\nconfigure arguments: --modules-path=/usr/lib/nginx/modules"
 WITH_TLS = " --with-http_ssl_module --with-http_v2_module"
-OLD = Nginx(program="nginx", version=(1, 22, 1), module=MODULES / files.MODULE)
-NEW = Nginx(program="nginx", version=(1, 27, 4), module=MODULES / files.MODULE)
-THERE = {MODULES / files.MODULE: True}
+OLD = Nginx(program="nginx", version=(1, 22, 1))
+NEW = Nginx(program="nginx", version=(1, 27, 4))
 
 
 def node(host: str = "10.0.0.1", port: int = 11434) -> Node:
@@ -43,34 +41,24 @@ def directives(text: str, name: str) -> list[str]:
 
 
 def test_debians_nginx_is_understood() -> None:
-    found = understand("nginx", DEBIAN, exists=THERE)
-    assert (found.version, found.module) == ((1, 22, 1), MODULES / files.MODULE)
+    found = understand("nginx", DEBIAN)
+    assert found.version == (1, 22, 1)
     assert found.version_text == "1.22.1"
-
-
-def test_a_module_that_is_built_in_needs_no_file() -> None:
-    found = understand("nginx", f"{DEBIAN} --add-module=/src/njs/nginx", exists={})
-    assert found.module is None
-
-
-def test_without_a_path_for_modules_they_lie_below_the_prefix() -> None:
-    told = "nginx version: nginx/1.27.4\nconfigure arguments: --prefix=/opt/nginx --with-http_auth_request_module"
-    module = Path("/opt/nginx/modules") / files.MODULE
-    assert understand("nginx", told, exists={module: True}).module == module
+    assert understand("nginx", DEBIAN + WITH_TLS, tls=True) == found
 
 
 @pytest.mark.parametrize(
     ("told", "tls", "said"),
     [
         ("nonsense", False, "does not tell its version"),
-        (DEBIAN.replace(" --with-http_auth_request_module", ""), False, "without auth_request_module"),
-        (DEBIAN, True, "without ssl_module"),
-        (DEBIAN, False, "apt-get install libnginx-mod-http-js"),
+        (DEBIAN, True, "without ssl_module; install Debian's .apt-get install nginx-light"),
+        (f"{DEBIAN} --with-http_ssl_module", True, "without v2_module"),
+        (f"{DEBIAN} --without-http_map_module", False, "without map_module"),
     ],
 )
 def test_what_is_missing_is_named_with_what_to_do(told: str, tls: bool, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        understand("nginx", told, tls=tls, exists={})
+        understand("nginx", told, tls=tls)
 
 
 def test_no_nginx_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ async def test_plain_inference_is_asked_about_and_goes_to_the_node(stage: Stage,
     answer = await ask(stage.port, "POST", path, BODY)
     assert (answer.status, answer.body) == (200, b'{"done":true}')
     (asked,), (got,) = stage.selection, stage.node
-    assert (asked.method, asked.target, asked.fields["x-path"], asked.body) == ("POST", "/select", path, BODY)
+    assert (asked.method, asked.target, asked.body) == ("POST", path, BODY)
     assert (got.method, got.target, got.body) == ("POST", path, BODY)
     assert stage.coordinator == []
 
@@ -55,7 +55,7 @@ async def test_plain_inference_is_asked_about_and_goes_to_the_node(stage: Stage,
         ("POST", "/x/../api/chat", {}),
         ("POST", "/k/sk-1/api/chat", {}),
         ("POST", "/API/chat", {}),
-        ("POST", "/_router/select", {}),
+        ("POST", "/_router/refused", {}),
         ("POST", "/api/chat", {"Origin": "http://localhost"}),
         ("POST", "/api/chat", {"Content-Encoding": "zstd"}),
         ("POST", "/api/chat", {"Upgrade": "websocket"}),
@@ -64,7 +64,7 @@ async def test_plain_inference_is_asked_about_and_goes_to_the_node(stage: Stage,
 )
 async def test_everything_else_is_the_coordinators_as_it_came(stage: Stage, method: str, path: str, headers: dict[str, str]) -> None:
     answer = await ask(stage.port, method, path, BODY if method == "POST" else None, headers=headers)
-    if path == "/_router/select":
+    if path == "/_router/refused":
         assert answer.status == 404, "what is internal is nobody's path"
         return
     assert answer.status == 207
@@ -161,10 +161,10 @@ async def test_selection_is_told_who_asks(stage: Stage) -> None:
         "Authorization": "Bearer k", "X-Api-Key": "k", "X-Forwarded-For": "1.2.3.4", "X-OpenWebUI-User-Id": "u", "X-Explain": "1",
         "X-Router-History": "off",
     }  # fmt: skip
-    await ask(stage.port, "POST", "/api/chat", BODY, headers={**headers, "Cookie": "c", "X-Peer": "mine", "X-Path": "mine"})
+    await ask(stage.port, "POST", "/api/chat", BODY, headers={**headers, "Cookie": "c", "X-Peer": "mine"})
     (asked,) = stage.selection
     assert {name: asked.fields[name.lower()] for name in headers} == headers
-    assert (asked.fields["x-peer"], asked.fields["x-path"]) == ("127.0.0.1", "/api/chat")
+    assert (asked.target, asked.fields["x-peer"]) == ("/api/chat", "127.0.0.1")
     assert asked.fields["x-connection"]
     assert "cookie" not in asked.fields
 
@@ -198,7 +198,7 @@ async def test_an_answer_passes_with_its_own_headers_and_ours(stage: Stage) -> N
         head = (
             b"HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nServer: gin\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
             b"X-Request-Id: theirs\r\nX-Ollama-Node: theirs\r\nX-Ollama-Router-Failure: x\r\nAccess-Control-Allow-Origin: *\r\n"
-            b"X-Accel-Redirect: /_router/select\r\nCache-Control: no-cache\r\nX-Odd_Name: v\r\nContent-Length: 2\r\n\r\nok"
+            b"X-Accel-Redirect: @coordinator\r\nCache-Control: no-cache\r\nX-Odd_Name: v\r\nContent-Length: 2\r\n\r\nok"
         )
         await caller.send(head)
 
@@ -266,6 +266,18 @@ async def test_an_answer_that_is_not_good_is_for_the_coordinator_to_judge(stage:
         "x-ollama-router-failure": "answered", "x-ollama-router-answer": "eyJlcnJvciI6IngifQ==", "x-ollama-router-answer-type": "text/x",
     }  # fmt: skip
     assert stage.tally == [], "what the coordinator goes on with is not told as ended"
+
+
+async def test_a_node_does_not_say_which_request_is_handed_over(stage: Stage) -> None:
+    async def answer(caller: Caller) -> None:
+        await caller.send(
+            b"HTTP/1.1 503 X\r\nX-Takeover: another\r\nX-Lease: another\r\nX-Request-Id: another\r\nContent-Length: 0\r\n\r\n"
+        )
+
+    stage.answers = answer
+    assert (await ask(stage.port, "POST", "/api/chat", BODY)).status == 207
+    told = stage.coordinator[0].fields
+    assert (told["x-ollama-router-takeover"], told["x-ollama-router-tried"]) == (f"{SECRET} {REQUEST_ID}", "lease-1 503")
 
 
 async def test_a_node_that_cannot_be_reached_is_told_with_nginxs_own_status(stage: Stage) -> None:

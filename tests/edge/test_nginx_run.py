@@ -430,7 +430,7 @@ async def test_render_and_check_with_a_coordinator(tmp_path: Path) -> None:
         words = ("--selection", str(path), "--listen", "127.0.0.1:8081", "--dir", str(tmp_path / "out"))
         done = await trio.to_thread.run_sync(lambda: edge("render", *words, place=tmp_path))
         assert (done.returncode, done.stderr) == (0, "")
-        assert {entry.name for entry in (tmp_path / "out").iterdir()} >= {files.CONFIG, files.UNIT, "router.js", "upstreams.conf", FACTS}
+        assert {entry.name for entry in (tmp_path / "out").iterdir()} >= {files.CONFIG, files.UNIT, "upstreams.conf", FACTS}
         assert f"--selection {path} --dir {tmp_path / 'out'} --listen 127.0.0.1:8081" in (tmp_path / "out" / files.UNIT).read_text()
         done = await trio.to_thread.run_sync(lambda: edge("check", *words, place=tmp_path))
         assert done.returncode == 0, done.stdout

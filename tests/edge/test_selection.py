@@ -116,7 +116,7 @@ async def test_a_node_with_a_gateway() -> None:
         told = {name: value for name, value in found.headers.items() if name.startswith("x-")}
         assert told == {
             "x-upstream": "127.0.0.1:11435", "x-node": "box", "x-lease": "r0/1", "x-request-id": "r0", "x-prefix": "/ollama",
-            "x-credential": "credential of a1",
+            "x-credential": "credential of a1", "x-accel-redirect": "@node",
         }  # fmt: skip
         (came,) = endpoint.came()
         assert (came.model, came.client, came.stream, came.input_tokens > 0) == ("m", "127.0.0.1", True, True)
@@ -168,7 +168,7 @@ async def test_nodes_without_a_gateway_where_that_is_wished() -> None:
     [
         ("/api/show", CHAT, {}),
         ("/API/chat", CHAT, {}),
-        ("", CHAT, {}),
+        ("/select", CHAT, {}),
         (PATH, b"[1", {}),
         (PATH, {"model": "m", "messages": [], "keep_alive": 0}, {}),
         (PATH, {**CHAT, "model": "nick"}, {}),
@@ -243,7 +243,7 @@ async def test_an_answer_that_finds_nobody_ends_its_request() -> None:
 async def test_requests_may_come_in_pieces_and_several_at_once() -> None:
     async with an_endpoint(*[forward_to()] * 5) as (_, select):
         body = json.dumps(CHAT).encode()
-        one = f"POST /select HTTP/1.1\r\nHost: s\r\nX-Path: {PATH}\r\nX-Peer: p\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        one = f"POST {PATH} HTTP/1.1\r\nHost: s\r\nX-Peer: p\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         for at in range(0, len(one), 40):
             await select.stream.send_all(one[at : at + 40])
         assert (await select.answer()).headers["x-lease"] == "r0/1"
@@ -264,8 +264,8 @@ async def test_the_largest_body_is_read() -> None:
     "data",
     [
         b"nonsense\r\n\r\n",
-        b"POST /select HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"POST /select HTTP/1.1\r\nHost: s\r\nContent-Length: %d\r\n\r\n" % (BODY_MAX_BYTES + 1),
+        b"POST /api/chat HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: s\r\nContent-Length: %d\r\n\r\n" % (BODY_MAX_BYTES + 1),
         b"x" * (HEAD_MAX_BYTES + 1),
     ],
 )
@@ -298,7 +298,7 @@ async def test_a_fault_of_ours_costs_one_connection() -> None:
 async def test_others_get_their_turn_under_load() -> None:
     async with an_endpoint(*[forward_to()] * 2000) as (_, select):
         body = json.dumps(CHAT).encode()
-        one = f"POST /select HTTP/1.1\r\nHost: s\r\nX-Path: {PATH}\r\nX-Peer: p\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        one = f"POST {PATH} HTTP/1.1\r\nHost: s\r\nX-Peer: p\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         turns = 0
 
         async def take_turns() -> None:

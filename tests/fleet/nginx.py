@@ -22,9 +22,9 @@ class Selector:
     async def send(self, path: str, body: bytes | Mapping[str, Any], **fields: str) -> None:
         """Ask which node is to get this request."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        sent = {"X-Path": path, "X-Peer": "127.0.0.1", **{name.replace("_", "-"): value for name, value in fields.items()}}
+        sent = {"X-Peer": "127.0.0.1", **{name.replace("_", "-"): value for name, value in fields.items()}}
         lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
-        await self.stream.send_all(f"POST /select HTTP/1.1\r\nHost: s\r\n{lines}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        await self.stream.send_all(f"POST {path} HTTP/1.1\r\nHost: s\r\n{lines}Content-Length: {len(data)}\r\n\r\n".encode() + data)
 
     async def answer(self) -> Answer:
         """The next answer. An end of the connection is status 0."""
