@@ -40,7 +40,7 @@ from servers.listen import internal_socket, open_ports, ports_of, serve_web
 from servers.memory import Memory
 from servers.metrics import Metrics
 from servers.moves import Moves
-from servers.nginx_edge import NginxEdge, nginx_sockets
+from servers.nginx_edge import HAND_OVER, NginxEdge, nginx_sockets
 from servers.poller import Poller
 from servers.settings import Settings, upstream_name
 from servers.tokens import ADMIN_TOKEN_FILE, Tokens, open_data_dir
@@ -138,7 +138,7 @@ class Coordinator:
             public = [opened.enter_context(sock) for sock in open_ports(self.settings.host, ports)]
             self.ports = ports_of(public)
             internal, web_upstream = opened.enter_context(internal_socket())
-            nginx = opened.enter_context(nginx_sockets(self.settings))
+            nginx = opened.enter_context(nginx_sockets(self.settings, secret=self.tokens.derived(HAND_OVER)))
             watch = Watch()
             pool = Pool(watch)
             proxy = self._compose(pool)
@@ -223,6 +223,7 @@ class Coordinator:
         self.nginx = NginxEdge(
             settings, driver, access=access, credential_of=self.tokens.credential_of, port=self.ports[0], aliases=aliases,
             records=self.memory.recorder, tick=tick, report=self._report, count=metrics.count,
+            secret=self.tokens.derived(HAND_OVER),
         )  # fmt: skip
         return Proxy(
             driver,

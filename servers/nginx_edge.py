@@ -1,13 +1,15 @@
 """What the coordinator does for nginx in front of it: its sockets, and selection, handover and tally put together.
 
 Decides where the sockets are and who may open them (this process's user). Knows no decision. Invariants: a socket file that a coordinator
-left behind is replaced, one that somebody answers on is not; without a socket there is no nginx edge, and everything else goes on.
+left behind is replaced, one that somebody answers on is not; without a socket there is no nginx edge, and everything else goes on; what
+nginx was told is true after a restart too, as far as the system lets it.
 """
 
 import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,7 +28,11 @@ from servers.listen import CannotListen
 from servers.settings import NO_SELECTION, SOCKET_PATH_MAX_BYTES, Settings
 
 SOCKET_FILE: Final = "selection.sock"
+HAND_OVER: Final = "nginx hand-over"
+"""What the secret between nginx and the coordinator is derived for."""
 SWEEP_S: Final = 0.25
+TALLY_PORTS: Final = range(20_000, 30_000)
+"""Below those that systems give out by themselves."""
 
 
 class Sockets(NamedTuple):
@@ -37,8 +43,9 @@ class Sockets(NamedTuple):
 
 
 @contextmanager
-def nginx_sockets(settings: Settings) -> Iterator[Sockets | None]:
-    """Both sockets; None: there is to be no nginx edge, or there can be none.
+def nginx_sockets(settings: Settings, *, secret: str = "") -> Iterator[Sockets | None]:
+    """Both sockets; None: there is to be no nginx edge, or there can be none. `secret`: the same one has the same port for the tally, where
+    that is free and the settings name none, so that nginx finds it after a restart.
 
     Raises:
         CannotListen: a setting cannot be met.
@@ -52,10 +59,24 @@ def nginx_sockets(settings: Settings) -> Iterator[Sockets | None]:
             tally.setblocking(False)
             tally.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
             try:
-                tally.bind((host, port))
+                if port or not secret or not _bound(tally, (host, _usual_port(secret))):
+                    tally.bind((host, port))
             except OSError as error:
                 raise CannotListen(f"cannot listen on {host} UDP port {port}: {error.strerror}; choose another with ROUTER_TALLY") from None
             yield Sockets(selection, tally)
+
+
+def _usual_port(secret: str) -> int:
+    return TALLY_PORTS[int.from_bytes(sha256(secret.encode()).digest()[:4]) % len(TALLY_PORTS)]
+
+
+def _bound(sock: socket.socket, address: tuple[str, int]) -> bool:
+    """Whether it could be had."""
+    try:
+        sock.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -109,7 +130,7 @@ def _why_not(path: Path) -> str:
 
 
 class NginxEdge:
-    """Of one coordinator."""
+    """Of one coordinator. `secret`: what nginx shows when it hands a request over; a new one where none is given."""
 
     def __init__(
         self,
@@ -124,6 +145,7 @@ class NginxEdge:
         tick: Callable[[], float],
         report: Callable[[Exception], None],
         count: Callable[[str, dict[str, str], int], None],
+        secret: str = "",
     ) -> None:
         self._driver = driver
         self._tick = tick
@@ -131,7 +153,7 @@ class NginxEdge:
         self._counted: dict[str, int] = {}
         self._direct = settings.nginx_direct
         self._coordinator = f"127.0.0.1:{port}"
-        self.handover = Handover(driver, secret=clock.new_secret().encode(), lives=driver.router.lives, now=tick)
+        self.handover = Handover(driver, secret=(secret or clock.new_secret()).encode(), lives=driver.router.lives, now=tick)
         self.tally = Tally(driver, self.handover)
         self._told: str | None = None
         self.selection = Selection(

@@ -201,6 +201,10 @@ class Tokens:
             self._credentials[agent_id] = credential
         return credential
 
+    def derived(self, purpose: str) -> str:
+        """A secret of this fleet for one purpose: the same after a restart, and nobody learns another from it."""
+        return hmac.new(self._fleet_secret, purpose.encode(), hashlib.sha256).hexdigest()
+
 
 def _hashed(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -399,6 +399,21 @@ async def test_a_socket_that_was_left_behind_is_replaced() -> None:
         assert not path.exists()
 
 
+def test_the_port_of_the_tally_stays_over_a_restart_and_is_another_when_it_is_taken(tmp_path: Path) -> None:
+    def port(name: str, secret: str, beside: bool = False, **settings: str) -> int:
+        with nginx_sockets(load({"ROUTER_SELECTION": str(tmp_path / name), **settings}), secret=secret) as sockets:
+            assert sockets is not None
+            found: int = sockets.tally.getsockname()[1]
+            if beside:
+                assert port("other", secret) != found
+            return found
+
+    usual = port("one", "secret", beside=True)
+    assert usual == port("one", "secret")
+    assert usual != port("one", "another secret")
+    assert port("one", "secret", ROUTER_TALLY=f"127.0.0.1:{usual - 1}") == usual - 1, "who names a port gets that"
+
+
 async def test_there_need_be_no_selection() -> None:
     async with open_fleet(ROUTER_SELECTION="off") as fleet:
         assert not (fleet.data_dir / "selection.sock").exists()

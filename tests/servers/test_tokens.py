@@ -51,6 +51,11 @@ def test_a_data_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> Non
         open_data_dir(tmp_path / "file" / "data")
 
 
+def test_a_derived_secret_is_the_same_after_a_restart_and_another_for_another_purpose() -> None:
+    assert tokens().derived("a") == tokens().derived("a") != tokens().derived("b")
+    assert "fleet-secret" not in tokens().derived("a")
+
+
 def test_the_admin_token_of_the_environment_wins_and_makes_no_file(tmp_path: Path) -> None:
     made = Tokens.from_files(tmp_path, admin_token="from-the-environment", join_token=None)
     assert made.is_admin("from-the-environment")
