@@ -52,7 +52,7 @@ class Carried(Desk):
     """One request, and its desk. `holder` is set while its answer is held back."""
 
     __slots__ = (
-        "agent_id", "connection", "direct", "forward", "freed", "gone", "handed", "holder", "lease_id", "route", "since", "stream",
+        "agent_id", "connection", "cut", "direct", "forward", "freed", "gone", "handed", "holder", "lease_id", "route", "since", "stream",
     )  # fmt: skip
 
     def __init__(self, request_id: RequestId, route: Route, stream: bool) -> None:
@@ -75,6 +75,9 @@ class Carried(Desk):
         self.gone = False
         """The router gave its attempt up: nothing keeps its lease alive, and it may be over already."""
         self.connection: bytes | None = None
+        """nginx's name of its client's connection, where requests follow one another on that."""
+        self.cut = ""
+        """What nginx said of the node breaking the answer off."""
 
     def put(self, effect: RequestEffect) -> None:
         """Leave `effect` here; who waits for it is told at once."""

@@ -161,6 +161,7 @@ def render(options: Options, nginx: Nginx, facts: Facts, *, run: str = "python -
         "errors": _ERRORS,
         "tally": _tally(facts, "$router_lease"),
         "tally_left": _tally(facts, "$router_left"),
+        "cuts": _cuts(facts),
         "down": _down(Protocol.NATIVE),
         "down_openai": _down(Protocol.OPENAI),
         "down_anthropic": _down(Protocol.ANTHROPIC),
@@ -252,6 +253,13 @@ def _tally(facts: Facts, condition: str) -> str:
     if facts.tally is None:
         return ""
     return f"access_log syslog:server={facts.tally},tag=router,nohostname router_tally if={condition};"
+
+
+def _cuts(facts: Facts) -> str:
+    """nginx's errors: in `access_log` an answer that a node broke off looks like an end."""
+    if facts.tally is None:
+        return ""
+    return f"error_log syslog:server={facts.tally},tag=cut,nohostname error;  # that a node broke an answer off is told nowhere else"
 
 
 def _down(protocol: Protocol) -> str:

@@ -7,6 +7,7 @@ Invariants: each request is settled once; an agent ends only what is on itself; 
 line or a report that is lost changes nothing but when the end is known; what nobody reports ends with its lease.
 """
 
+import re
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -32,6 +33,12 @@ READS_IN_A_ROW: Final = 64
 
 CLIENT_LEFT: Final = 499
 LINE_FIELDS: Final = 8
+
+_CUT: Final = re.compile(
+    rb"<\d+>.{15} cut: (?:\d\S* \S+ )?\[\w+\] (\d+)#\d+: \*(\d+) "
+    rb"(?:([^,]{1,200}) while reading upstream|(upstream [^,]{1,200}) while sending to client), "
+)
+"""An error of nginx's that says that a node broke an answer off. What a client has a word in comes behind it."""
 
 _SUCCESS: Final = Ending.SUCCESS
 _ENDINGS: Final = {ending._value_: ending for ending in Ending}
@@ -88,6 +95,9 @@ class Tally:
         self._told: dict[RequestId, Settled] = {}
         """How the requests in `_waiting` end if nothing more is told."""
         self._connections: dict[bytes, Carried] = {}
+        """Of nodes without a gateway."""
+        self._named: dict[bytes, Carried] | None = None
+        """All that nginx carries now, by connection, while cuts are read."""
         self._sock: socket.socket | None = None
         self.unreadable = 0
         """Datagrams that were no lines of nginx's."""
@@ -105,6 +115,7 @@ class Tally:
         sock = self._sock
         if sock is None:
             return
+        self._named = None
         for _ in range(READS_IN_A_ROW):
             try:
                 data = sock.recv(DATAGRAM_MAX_BYTES)
@@ -116,23 +127,41 @@ class Tally:
         """One datagram."""
         seen = read_line(data)
         if seen is None:
-            self.unreadable += 1
+            self._take_error(data)
             return
         carried = self._handover.table.get(RequestId(seen.lease_id.partition("/")[0]))
         if carried is None or carried.lease_id != seen.lease_id or carried.handed or carried.freed:
             self.unknown += 1
         elif carried.direct:
             self._forget_connection(carried)
-            self._handover.settle(carried, as_nginx_saw(carried.request_id, seen))
+            self._handover.settle(carried, as_nginx_saw(carried.request_id, seen, cut=carried.cut))
         elif carried.request_id in self._told:
             self._settle(carried, self._told[carried.request_id])  # the report of an answer that nginx passed on all the same
         else:
             self._free(carried, seen)
 
+    def _take_error(self, data: bytes) -> None:
+        """What nginx calls an error comes before the line of the request that it is about."""
+        if b" cut: " not in data[:32]:
+            self.unreadable += 1
+            return
+        if (match := _CUT.match(data)) is None:
+            return  # whatever else goes wrong, the coordinator sees itself
+        if self._named is None:
+            table = self._handover.table
+            self._named = {
+                carried.connection: carried
+                for carried in table.values()
+                if carried.connection is not None and not (carried.freed or carried.handed or carried.holder)
+            }
+        carried = self._named.get(match[1] + b"-" + match[2])
+        if carried is not None:
+            carried.cut = (match[3] or match[4]).decode("ascii", "replace")
+
     def _free(self, carried: Carried, seen: Seen) -> None:
         request_id = carried.request_id
         carried.freed = True
-        self._await(request_id, as_nginx_saw(request_id, seen))
+        self._await(request_id, as_nginx_saw(request_id, seen, cut=carried.cut))
         delivered = 200 <= seen.status < 300 and seen.body_bytes > 0
         self._decider.apply(Freed(request_id=request_id, delivered=delivered, ttft_ms=seen.ttft_ms if delivered else None))
 
@@ -205,11 +234,13 @@ class Tally:
             self._connections = {name: carried for name, carried in self._connections.items() if carried.request_id in table}
 
 
-def as_nginx_saw(request_id: RequestId, seen: Seen) -> Settled:
-    """How a request ended of which nothing else is known."""
+def as_nginx_saw(request_id: RequestId, seen: Seen, *, cut: str = "") -> Settled:
+    """How a request ended of which nothing else is known. `cut`: what nginx said of the node, which its line does not tell from an end."""
     whole = 200 <= seen.status < 300
     ending, message = _SUCCESS, ""
-    if seen.status == CLIENT_LEFT or (whole and not seen.completed):
+    if whole and cut:
+        ending, message = Ending.ERROR, f"the node broke its answer off: {cut}"
+    elif seen.status == CLIENT_LEFT or (whole and not seen.completed):
         ending, message = Ending.CANCELLED, "the answer did not reach its client whole, as nginx says"
     elif not whole:
         ending, message = Ending.ERROR, f"nginx answered with status {seen.status}"
@@ -218,6 +249,7 @@ def as_nginx_saw(request_id: RequestId, seen: Seen) -> Settled:
         ending=ending,
         status=seen.status,
         message=message,
+        node_fault=Failure.DIED if whole and cut else None,
         body_bytes=seen.body_bytes,
         ttft_ms=seen.ttft_ms if whole and seen.body_bytes else None,
         duration_ms=seen.duration_ms,

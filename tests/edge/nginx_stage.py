@@ -82,6 +82,7 @@ class Stage:
     handed: str = REQUEST_ID
     answers: Callable[[Caller], object] = field(default=lambda caller: caller.answer(b'{"done":true}'))
     tally: list[str] = field(default_factory=list)
+    cuts: list[bytes] = field(default_factory=list)
 
     def chosen(self, **more: str) -> dict[str, str]:
         return {
@@ -112,8 +113,12 @@ class Stage:
 async def hear(stage: Stage, sock: trio.socket.SocketType) -> None:
     """Keep what nginx logs, of several questions the last."""
     while True:
-        line = (await sock.recv(65536)).decode().partition("router: ")[2]
-        stage.tally.append(re.sub(r"\S+ : ", "", line))
+        data = await sock.recv(65536)
+        line = data.decode()
+        if " cut: " in line[:32]:
+            stage.cuts.append(data)
+        else:
+            stage.tally.append(re.sub(r"\S+ : ", "", line.partition("router: ")[2]))
 
 
 @asynccontextmanager

@@ -180,8 +180,9 @@ def test_the_log_is_a_datagram_to_the_coordinator_or_nothing(tmp_path: Path) -> 
     told = render(options(tmp_path), OLD, facts())[files.CONFIG]
     line = "syslog:server=127.0.0.1:9000,tag=router,nohostname router_tally"
     assert directives(told, "access_log") == ["off", f"{line} if=$router_lease", f"{line} if=$router_left"]
+    assert directives(told, "error_log") == ["stderr error", "syslog:server=127.0.0.1:9000,tag=cut,nohostname error"]
     untold = render(options(tmp_path), OLD, facts(tally=None))[files.CONFIG]
-    assert directives(untold, "access_log") == ["off"]
+    assert (directives(untold, "access_log"), directives(untold, "error_log")) == (["off"], ["stderr error"])
 
 
 def test_every_directive_for_all_requests_says_why() -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from core.events import Route
+from core.units import RequestId
+from edge.handover import Carried, Handover
 from edge.listener import _POST
+from edge.tally import Tally
+from tests.edge.nginx_parts import ScriptedRouter
 from tests.edge.nginx_stage import REQUEST_ID, SECRET, Stage, open_stage
 from tests.fleet.programs import needed
 from tests.fleet.rawhttp import Caller, Hangup, Reset, ask, parse_answer, raw_request, request_bytes, talk, wait_until
@@ -465,6 +470,43 @@ async def test_the_end_of_an_answer_is_told_in_one_line(stage: Stage) -> None:
     assert (lease, status, upstream, sent, completion) == ("lease-1", "200", "200", "13", "OK")
     assert all(float(text) >= 0 for text in times)
     assert len(times) == 3
+
+
+async def hang_up(caller: Caller) -> None:
+    await begin(caller)
+    raise Hangup
+
+
+async def stop_short(caller: Caller) -> None:
+    await caller.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    raise Hangup
+
+
+@pytest.mark.parametrize("how", [hang_up, stop_short])
+async def test_that_a_node_broke_an_answer_off_is_told_before_its_line(stage: Stage, how: object) -> None:
+    stage.answers = how  # type: ignore[assignment]
+    assert not (await ask(stage.port, "POST", "/api/chat", BODY)).whole
+    await wait_until(lambda: stage.tally, what="the line of the log")
+    router, carried = ScriptedRouter(), Carried(RequestId(REQUEST_ID), Route.CHAT, True)
+    carried.connection = stage.selection[0].fields["x-connection"].encode()
+    handover = Handover(router, secret=b"s", lives=router.lives, now=lambda: 0.0)
+    handover.add(carried)
+    (cut,) = stage.cuts
+    Tally(router, handover).take(cut)
+    assert carried.cut, cut
+
+
+async def test_a_client_that_leaves_is_no_cut(stage: Stage) -> None:
+    async def answer(caller: Caller) -> None:
+        await begin(caller)
+        await caller.wait_for_departure()
+        raise Hangup
+
+    stage.answers = answer
+    async with talk(stage.port, "POST", "/api/chat", BODY) as heard:
+        await heard.wait_for(b'{"n":1}\n')
+    await wait_until(lambda: stage.tally, what="the line of the log")
+    assert stage.cuts == []
 
 
 # ---------------------------------------------------------------- what nginx itself refuses

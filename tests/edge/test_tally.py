@@ -236,3 +236,79 @@ def test_their_leases_are_renewed_while_the_node_is_there_up_to_a_limit() -> Non
     parts.out("a gateway's")
     assert parts.tally.alive(now=parts.router.now) == ["kept"]
     assert parts.tally.alive(now=parts.router.now + DIRECT_MAX_S) == []
+
+
+# ---------------------------------------------------------------- nodes that break off
+
+
+def cut(connection: str = "9-1", *, text: str = "upstream prematurely closed connection", doing: str = "reading upstream") -> bytes:
+    pid, _, number = connection.partition("-")
+    about = 'client: 1.2.3.4, server: _, request: "POST /api/chat HTTP/1.1", upstream: "http://10.0.0.1:11434/api/chat"'
+    return f"<187>Jan  1 00:00:00 cut: 2026/01/01 00:00:00 [error] {pid}#{pid}: *{number} {text} while {doing}, {about}".encode()
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_node_that_breaks_off_is_told_from_an_end(direct: bool) -> None:
+    parts = Parts()
+    parts.out("other", direct=direct, connection=b"9-2")
+    parts.out(direct=direct, connection=b"9-1")
+    parts.tally.take(cut(text="recv() failed (104: Connection reset by peer)"))
+    parts.tally.take(GOOD)
+    parts.tally.take(GOOD.replace(b"r/1", b"other/1"))
+    parts.wait(REPORT_WITHIN_S)
+    other, settled = sorted(parts.router.settled(), key=lambda settled: settled.request_id)
+    assert (other.ending, other.node_fault, other.message) == (Ending.SUCCESS, None, "")
+    assert (settled.ending, settled.node_fault, settled.status, settled.body_bytes) == (Ending.ERROR, Failure.DIED, 200, 321)
+    assert settled.message == "the node broke its answer off: recv() failed (104: Connection reset by peer)"
+    assert parts.tally.unreadable == 0
+
+
+def test_what_a_gateway_reports_of_a_cut_counts_for_more() -> None:
+    parts = Parts()
+    parts.out(connection=b"9-1")
+    parts.tally.take(cut())
+    parts.tally.take(GOOD)
+    parts.report(ending="error", status=200, message="its own words", node_fault="garbled")
+    (settled,) = parts.router.settled()
+    assert (settled.message, settled.node_fault) == ("its own words", Failure.GARBLED)
+
+
+def test_a_cut_is_about_the_connections_request_of_now() -> None:
+    parts = Parts()
+    freed, handed, now = (parts.out(name, connection=b"9-1") for name in ("freed", "handed", "now"))
+    freed.freed = handed.handed = True
+    parts.tally.take(cut(doing="sending to client"))
+    assert [bool(carried.cut) for carried in (freed, handed, now)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        cut("9-2"),
+        cut(doing="connecting to upstream"),
+        cut(text="send() failed (104: Connection reset by peer)", doing="sending to client"),
+        cut(doing="reading response header from upstream"),
+        cut(text="x, client: 1 upstream prematurely closed connection"),
+        b"<187>Jan  1 00:00:00 cut: ",
+        cut().replace(b"*1 ", b""),
+    ],
+)
+def test_other_errors_of_nginxs_are_nobodys(line: bytes) -> None:
+    parts = Parts()
+    carried = parts.out(connection=b"9-1")
+    parts.out("no name")
+    parts.tally.take(line)
+    assert (carried.cut, parts.tally.unreadable, parts.tally.unknown) == ("", 0, 0)
+
+
+def test_each_reading_looks_anew_at_what_is_carried() -> None:
+    parts = Parts()
+    ours, nginxs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, nginxs:
+        ours.setblocking(False)
+        parts.tally.listen(ours)
+        for name, connection in (("a", "9-1"), ("b", "9-2")):
+            carried = parts.out(name, connection=connection.encode())
+            nginxs.send(cut(connection))
+            parts.tally.drain()
+            assert carried.cut

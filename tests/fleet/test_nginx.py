@@ -177,6 +177,35 @@ async def test_a_node_dies_under_load(victim: str) -> None:
         assert heard.in_band == heard.cut
 
 
+@pytest.mark.parametrize("edge", [Edge.GATEWAYS, Edge.DIRECT])
+async def test_who_ended_an_answer_early_is_in_its_record(edge: Edge) -> None:
+    """The node, or its gateway's whole machine, without a word; or the client."""
+    broken = trio.Event()
+
+    async def script(caller: Caller) -> None:
+        await caller.begin_chunks()
+        await caller.chunk(line("one"))
+        await broken.wait()
+        raise Hangup
+
+    async with serving(node := ScriptedNode(script)), fleet_behind(edge, {"box;slots=8": node.port}) as fleet:
+        async with fleet.talk("/api/chat", chat()) as leaves:
+            await leaves.wait_for(b"one")
+        async with fleet.talk("/api/chat", chat()) as stays:
+            await stays.wait_for(b"one")
+            if edge is Edge.GATEWAYS:
+                fleet.local_agents["box"].die()
+            broken.set()
+            assert not (await stays.rest()).whole
+        await fleet.wait_settled(within_s=20)
+        ids = [heard.received.lower().partition(b"x-request-id: ")[2][:36].decode() for heard in (leaves, stays)]
+        await wait_until(lambda: len(fleet.coordinator.records.newest) == 2, what="both records")
+        records = {record.request_id: record for record in fleet.coordinator.records.newest}
+        left, cut = [records[request_id] for request_id in ids]
+    assert left.ending.value == "cancelled"
+    assert (cut.ending.value, cut.message.partition(":")[0]) == ("error", "the node broke its answer off")
+
+
 async def test_a_node_that_answers_503_is_passed_over() -> None:
     async def busy(caller: Caller) -> None:
         await caller.answer(b'{"error":"server busy"}', status=503)
