@@ -1,9 +1,11 @@
-"""How many instructions one small request takes of the embedded edge and the router: a figure that no other work on the machine moves.
+"""How many instructions one small request takes of the router: a figure that no other work on the machine moves.
 
-    python -m tests.bench.counted [--connections 8]
+    python -m tests.bench.counted [--connections 8] [edge] [bare] [coordinator] [history] [selection] [selection-bare]
 
-The edge is put together in a process of its own, under valgrind, with one constant node and nothing that happens by the clock. What the
-kernel does is not counted, nor what the coordinator adds around the edge (access rules, metrics, history).
+`edge` (if nothing else is asked for): the embedded edge and the router; `bare`: that with the same decision each time in place of the
+router, so what the edge itself takes; `coordinator`: with access rules and metrics around it; `history`: that with records; `selection`:
+what nginx asks, and its log line; `selection-bare`: that without the router. Each is put together in a process of its own, under valgrind,
+with one constant node. What the kernel does is not counted.
 """
 
 import argparse
@@ -14,86 +16,19 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import trio
 
-from core.config import RouterConfig
-from core.events import BackendAdded, NodePolled, Record, Upstream
-from core.router import Router
-from core.units import AgentId, UnixMs
-from edge.body import BodyBudget
-from edge.listener import Listener, quick_routes
-from edge.live import ProxyOptions
-from edge.pool import Pool
-from edge.proxy import Proxy
-from edge.quick import Quick
-from edge.wire import ClientConnection, RequestHead, Watch
-from servers import clock
-from servers.driver import Driver
+from tests.bench.counted_sides import EMBEDDED_SIDES, SELECTION_SIDES, serve
 from tests.bench.programs import SMALL, needed, request_body, small_answer
 
 WARM = 30
 COUNTED = 60
 """Requests of each connection before counting, and while it goes on."""
-MODEL_ROW = {"name": SMALL, "model": SMALL, "size": 1_000_000_000, "digest": "1" * 64}
-LOADED_ROW = {**MODEL_ROW, "size_vram": 1_000_000_000, "expires_at": "2318-01-01T00:00:00Z", "context_length": 4096}
-
-
-class NoSinks:
-    """Takes the router's effects, for nothing."""
-
-    def note(self, level: str, event: str, fields: dict[str, Any]) -> None: ...
-    def count(self, name: str, labels: dict[str, str], by: int) -> None: ...
-    def record(self, record: Record) -> None: ...
-    def probe(self, agent_id: AgentId) -> None: ...
-
-
-def add_node(driver: Driver, name: str, port: int) -> None:
-    """A node that has the small model in memory."""
-    agent_id = AgentId(name)
-    driver.apply(BackendAdded(agent_id=agent_id, name=name, upstream=Upstream(host="127.0.0.1", port=port), slots=1024, now_unix=UnixMs(0)))
-    driver.apply(NodePolled(agent_id=agent_id, version="0.33.0", installed=[MODEL_ROW], loaded=[LOADED_ROW], now_unix=UnixMs(0)))
-
-
-class _NoWeb:
-    async def serve(self, conn: ClientConnection, head: RequestHead, /, *, prefix: bytes = b"") -> None:
-        raise AssertionError("nothing but small chats is asked here")
-
-
-def _report(error: Exception) -> None:
-    raise error
-
-
-async def _serve(descriptor: int, node_port: int) -> None:
-    """The edge, on a listening socket, until it is killed."""
-    watch = Watch()
-    driver = Driver(Router(RouterConfig(), now=clock.now()), NoSinks())
-    add_node(driver, "node", node_port)
-    proxy = Proxy(
-        driver,
-        Pool(watch),
-        budget=BodyBudget(),
-        options=ProxyOptions(answer_hold_bytes=1 << 20),
-        new_id=clock.new_request_id,
-        credential_of=lambda _: None,
-    )
-    quick = Quick(proxy, gate=lambda *_: None, routes=quick_routes(None), new_id=clock.new_request_id, report=_report)
-    listener = Listener(
-        gate=lambda *_: None,
-        proxy=proxy,
-        web=_NoWeb(),
-        watch=watch,
-        new_id=clock.new_request_id,
-        report=_report,
-        quick=quick.lane,
-    )
-    listening = socket.socket(fileno=descriptor)
-    listening.setblocking(False)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(watch.run)
-        await listener.serve([listening])
+_LEASE = re.compile(rb"X-Lease: (\S+)")
 
 
 def _node(listening: socket.socket) -> None:
@@ -121,51 +56,86 @@ def _ask(lines: list[socket.socket], times: int) -> None:
             assert got.startswith(b"HTTP/1.1 200"), got
 
 
-def instructions(*, connections: int) -> float:
+def _select(tally: tuple[str, int], lines: list[socket.socket], times: int) -> None:
+    """As nginx: every connection asks at once, then every answer is read, and a line is logged for each."""
+    body = request_body(SMALL)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log:
+        log.connect(tally)
+        for turn in range(times):
+            for number, line in enumerate(lines):
+                head = (
+                    f"POST /select HTTP/1.1\r\nHost: selection\r\nX-Path: /api/chat\r\nX-Peer: 127.0.0.1\r\n"
+                    f"X-Connection: 4711-{turn * len(lines) + number}\r\nContent-Length: {len(body)}\r\n\r\n"
+                )
+                line.sendall(head.encode() + body)
+            for line in lines:
+                got = line.recv(65536)
+                lease = _LEASE.search(got)
+                assert lease is not None, got
+                log.send(b"<190>Jan  1 00:00:00 nginx: %b 200 200 321 0.010 0.005 0.010 OK" % lease[1])
+
+
+def instructions(side: str, *, connections: int) -> float:
     """Thousands of instructions that one request takes."""
-    control = needed("callgrind_control", "valgrind")
+    control, valgrind = needed("callgrind_control", "valgrind"), needed("valgrind", "valgrind")
     with (
         tempfile.TemporaryDirectory() as place,
         socket.create_server(("127.0.0.1", 0)) as node,
         socket.create_server(("127.0.0.1", 0)) as port,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as tally,
     ):
         out = Path(place) / "instructions"
+        tally.bind(("127.0.0.1", 0))
+        tally.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         threading.Thread(target=_node, args=(node,), daemon=True).start()
-        valgrind = [needed("valgrind", "valgrind"), "-q", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
-        command = [*valgrind, sys.executable, "-m", "tests.bench.counted", "--serve", str(port.fileno()), str(node.getsockname()[1])]
-        edge = subprocess.Popen(command, pass_fds=[port.fileno()], env={**os.environ, "PYTHONHASHSEED": "0"})
+        served = [side, port.fileno(), node.getsockname()[1], tally.fileno()]
+        command = [valgrind, "-q", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
+        command += [sys.executable, "-m", "tests.bench.counted", "--serve", *map(str, served)]
+        edge = subprocess.Popen(command, pass_fds=[port.fileno(), tally.fileno()], env={**os.environ, "PYTHONHASHSEED": "0"})
         lines = [socket.create_connection(port.getsockname()) for _ in range(connections)]
+        ask = _ask if side in EMBEDDED_SIDES else partial(_select, tally.getsockname())
         try:
-
-            def told(*orders: str) -> None:
-                subprocess.run([control, *orders, str(edge.pid)], check=True, capture_output=True)
-
-            _ask(lines, WARM)
-            told("-i", "on")
-            _ask(lines, 2)
-            told("-z")
-            _ask(lines, COUNTED)
-            told("-d")
-            dumped = out.with_name(f"{out.name}.1").read_text()
+            return _counted(ask, lines, edge.pid, control, out) / (COUNTED * connections) / 1000
         finally:
             for line in lines:
                 line.close()
             edge.kill()
             edge.wait()
-    total = re.search(r"^summary: (\d+)", dumped, re.MULTILINE)
+
+
+def _counted(ask: Callable[[list[socket.socket], int], None], lines: list[socket.socket], pid: int, control: str, out: Path) -> int:
+    def told(*orders: str) -> None:
+        subprocess.run([control, *orders, str(pid)], check=True, capture_output=True)
+
+    ask(lines, WARM)
+    told("-i", "on")
+    ask(lines, 2)
+    told("-z")
+    ask(lines, COUNTED)
+    told("-d")
+    total = re.search(r"^summary: (\d+)", out.with_name(f"{out.name}.1").read_text(), re.MULTILINE)
     assert total is not None, "callgrind did not say how many"
-    return int(total[1]) / (COUNTED * connections) / 1000
+    return int(total[1])
+
+
+def _serve(side: str, descriptor: str, node_port: str, tally: str) -> None:
+    log = socket.socket(fileno=int(tally)) if side in SELECTION_SIDES else None
+    trio.run(serve, side, socket.socket(fileno=int(descriptor)), int(node_port), log)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.counted", description="Instructions of one small request.")
+    parser.add_argument("sides", nargs="*", metavar="SIDE", help=", ".join((*EMBEDDED_SIDES, *SELECTION_SIDES)))
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--serve", type=int, nargs=2, metavar=("FD", "PORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.serve:
-        trio.run(_serve, *chosen.serve)
+        _serve(*chosen.serve)
         return
-    print(f"{instructions(connections=chosen.connections):.1f} thousand instructions a request")
+    for side in chosen.sides or ["edge"]:
+        if side not in (*EMBEDDED_SIDES, *SELECTION_SIDES):
+            parser.error(f"there is no side {side!r}")
+        print(f"{side:<15} {instructions(side, connections=chosen.connections):.1f} thousand instructions a request", flush=True)
 
 
 if __name__ == "__main__":

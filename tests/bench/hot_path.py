@@ -25,7 +25,7 @@ from edge.verdicts import TAIL_BYTES, usage_of, whole_fault
 from edge.wire_heads import parse_request_head, parse_response_head
 from servers import clock
 from servers.driver import Driver
-from tests.bench.counted import NoSinks, add_node
+from tests.bench.counted_sides import NoSinks, add_node
 from tests.bench.programs import SMALL, STREAM, more_files, request_body, small_answer, wrk
 from tests.bench.sides import EMBEDDED, EMBEDDED_ON, stage
 
