@@ -21,7 +21,6 @@ from edge.headers import request_head, response_head, simple_response
 from edge.pool import DialFailed, Pool
 from edge.relay import FAILURE_HEADER, Failed, Good, Poured, give_whole, open_answer, pour
 from edge.told import telling
-from edge.verdicts import TAIL_BYTES, usage_of
 from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut
 from edge.wire_heads import Framing
 
@@ -125,7 +124,7 @@ class Inference:
         """Whether Ollama has all of the request, and its caller is there."""
         return self._begun == b"" and not self._left
 
-    def answer_now(self, head: ResponseHead, body: bytes) -> None:
+    def answer_now(self, head: ResponseHead, body: bytes, usage: Usage | None) -> None:
         """Give the caller Ollama's whole answer, which has status 200 and is good. Never waits, so it must be small."""
         conn, upstream = self._conn, self.upstream
         assert upstream is not None
@@ -133,7 +132,7 @@ class Inference:
         conn.end()
         self._ttft_ms = self.since_ms()
         self._status, self._body_bytes, self._chunks = head.status, len(body), upstream.chunks_seen
-        self._usage = usage_of(body[-TAIL_BYTES:], self._route.protocol)
+        self._usage = usage
         upstream.drop()
         try:
             conn.send_now(self._head_bytes(head, "length", len(body)) + body)

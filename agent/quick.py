@@ -16,12 +16,11 @@ from agent.inference import Inference
 from core.events import Route
 from edge.body import Body
 from edge.listener import quick_routes
-from edge.verdicts import whole_fault
+from edge.quick import whole_answer
 from edge.wire import ClientConnection, HttpError, RequestHead, UpstreamConnection, parse_request_head
 
 REQUEST_MAX_BYTES: Final = 256 << 10
 """A read brings no more; nothing of it is understood here."""
-ANSWER_MAX_BYTES: Final = 64 << 10
 
 _ROUTES: Final = quick_routes(None)
 
@@ -77,7 +76,7 @@ class GatewayLane:
         """Begin the request, if it is a common one."""
         gateway, conn = self._gateway, self._conn
         route = _ROUTES.get(head.path)
-        if route is None or head.method != "POST" or not head.block.ordinary or head.version != "1.1" or head.content_length != len(data):
+        if route is None or not head.is_common or head.content_length != len(data):
             return False
         if not gateway.allowed(head) or (body := gateway.hold(data)) is None:
             return False
@@ -103,21 +102,14 @@ class GatewayLane:
         upstream = one.upstream
         assert upstream is not None
         try:
-            if not upstream.closed and not upstream.receive_now():
-                return
-            found = upstream.whole()
+            found = whole_answer(upstream, route)
             if found is None:
-                head = upstream.head
-                common = head is None or (head.status == 200 and not head.streams)
-                if upstream.is_cut or upstream.readable or not common or upstream.bytes_received > ANSWER_MAX_BYTES:
-                    self._hand_over(one)
                 return
-            head, body = found
-            if head.status != 200 or head.streams or not one.is_sent or whole_fault(route, body) is not None:
+            if found is False or not one.is_sent:
                 self._hand_over(one)
                 return
             upstream.eager = None
-            one.answer_now(head, body)
+            one.answer_now(*found)
             self._leave()
             self._conn.end_quick()
         except Exception as error:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import msgspec
 
 from core.events import Route
-from edge.body import Body, BodyBudget, BodyFacts, inspect_async
+from edge.body import Body, BodyBudget, inspect_async
+from edge.facts import BodyFacts
 from edge.form import read_form
 from edge.splice import Patch, Patched, Places, find_places, text_value
 from edge.wire import RequestHead

@@ -22,6 +22,7 @@ import trio
 from core.events import Protocol as Manners
 from core.events import Route
 from core.units import MIB
+from edge.facts import BYTES_PER_TOKEN, EMBEDS, BodyFacts, plain_facts
 from edge.jsonscan import BLOB_MIN_BYTES, CAPTURE_MAX_BYTES, Member, Scanner, fold, go_string, is_empty
 from edge.prefixes import prefix_keys
 from edge.wire import ClientConnection, HttpError, RequestHead
@@ -46,8 +47,6 @@ STEP_S: Final = 0.0005
 
 IMAGE_TOKENS: Final = 576
 """What an image in a prompt is counted as: a common size of one (its bytes say nothing)."""
-
-BYTES_PER_TOKEN: Final = 4
 
 
 class BodyBudget:
@@ -77,17 +76,14 @@ class Sink(Protocol):
         ...
 
 
-class Body:
+class Body(msgspec.Struct, eq=False, gc=False):
     """A request body that was read whole: in memory (`data`), or in a file. May be sent several times, one after the other."""
 
-    __slots__ = ("_budget", "_closed", "_file", "data", "length")
-
-    def __init__(self, data: bytes | None, *, length: int, budget: BodyBudget, file: IO[bytes] | None = None) -> None:
-        self.data = data
-        self.length = length
-        self._file = file
-        self._budget = budget
-        self._closed = False
+    data: bytes | None
+    length: int
+    budget: BodyBudget
+    file: IO[bytes] | None = None
+    _closed: bool = False
 
     async def send_to(self, conn: Sink) -> None:
         """Send all of it. Raises what `conn.send` raises."""
@@ -105,19 +101,19 @@ class Body:
         return await trio.to_thread.run_sync(self._read, offset)
 
     def _read(self, offset: int) -> bytes:
-        assert self._file is not None
-        self._file.seek(offset)
-        return self._file.read(PIECE_BYTES)
+        assert self.file is not None
+        self.file.seek(offset)
+        return self.file.read(PIECE_BYTES)
 
     def close(self) -> None:
         """Give back memory or file. Once only."""
         assert not self._closed, "a body is closed once"
         self._closed = True
-        if self._file is None:
-            self._budget.held_bytes -= self.length
+        if self.file is None:
+            self.budget.held_bytes -= self.length
             self.data = b""
         else:
-            _close(self._file, self.length)
+            _close(self.file, self.length)
 
 
 def _close(file: IO[bytes], length: int) -> None:
@@ -234,24 +230,6 @@ def _append(file: IO[bytes] | None, parts: list[bytes], directory: str | None) -
 # ---------------------------------------------------------------- what the body says
 
 
-class BodyFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a decision needs of a body. Fields as in `core.events.RequestCame`."""
-
-    model: str | None = None
-    problem: str | None = None
-    """Why there is no model: one sentence. None when there is one."""
-    stream: bool = False
-    runner_options: str = ""
-    input_tokens: int = 0
-    output_limit: int | None = None
-    constrained: bool = False
-    load_only: bool = False
-    unload: bool = False
-    prefixes: tuple[int, ...] = ()
-    named_once: bool = True
-    """The body says in one place only which model it means, so that everybody reads the same one."""
-
-
 # Keys whose bytes are the prompt, so far as a count of tokens is concerned.
 _TEXT: Final = {
     Route.CHAT: ("messages", "tools"),
@@ -264,20 +242,6 @@ _TEXT: Final = {
     Route.V1_RESPONSES: ("input", "instructions", "tools"),
     Route.V1_MESSAGES: ("messages", "system", "tools"),
 }
-# Of these the commonest body has nothing else but a model and `stream`.
-_PLAIN_TEXT: Final = {
-    Route.CHAT: "messages",
-    Route.GENERATE: "prompt",
-    Route.EMBED: "input",
-    Route.EMBEDDINGS: "prompt",
-    Route.V1_CHAT: "messages",
-    Route.V1_COMPLETIONS: "prompt",
-    Route.V1_EMBEDDINGS: "input",
-}
-_EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
-"""What they read is kept for nobody."""
-_MEMBER_MIN_BYTES: Final = len('"model":1,')
-_FLAGS: Final = (b"", b"true", b"false")
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _STRINGS: Final = frozenset(("model", "name", "prompt", "system", "suffix", "instructions"))  # null leaves them as they were
 _RELOADING: Final = frozenset(("draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap"))
@@ -315,13 +279,11 @@ def inspect(route: Route, body: bytes | memoryview, *, content_type: bytes = b""
 
 def inspect_ordinary(route: Route, body: bytes) -> BodyFacts | None:
     """What `body` says when it is of the small plain kind that is decoded at once; None: only the exact scanner can tell."""
-    found = _decode_small(body)
-    if found is None:
-        return None
-    facts = _plain_facts(route, found, body)
+    facts = plain_facts(route, body)
     if facts is not None:
         return facts
-    members = _members(found, body)
+    found = _decode_small(body)
+    members = None if found is None else _members(found, body)
     return None if members is None else _facts(route, members)
 
 
@@ -389,25 +351,6 @@ def _decode_small(body: bytes) -> dict[str, msgspec.Raw] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return found if len(found) <= FAST_MAX_KEYS else None
-
-
-def _plain_facts(route: Route, found: dict[str, msgspec.Raw], body: bytes) -> BodyFacts | None:
-    """`_facts` of `_members` for the commonest body of all: a model, a short text, perhaps `stream`, each said once. None: any other."""
-    name = _PLAIN_TEXT.get(route)
-    model, text, stream = found.get("model"), found.get(name or ""), found.get("stream")
-    size = len(body)
-    if name is None or model is None or text is None or size >= BLOB_MIN_BYTES or len(found) != (2 if stream is None else 3):
-        return None
-    named, said, flag = bytes(model), bytes(text), b"" if stream is None else bytes(stream)
-    if flag not in _FLAGS or named[0] != 0x22 or len(named) == 2 or said[0] == 0x6E or is_empty(said):
-        return None
-    # What is neither these members nor the punctuation that they need: space, unless it is long enough to be a member said twice.
-    rest = size - len(named) - len(said) - len(name) - (14 if stream is None else 24 + len(flag))
-    if rest >= _MEMBER_MIN_BYTES:
-        return None
-    streams = route.streams_by_default if stream is None else flag == b"true"
-    prefixes = () if route in _EMBEDS else prefix_keys(said)
-    return BodyFacts(model=go_string(named), stream=streams, input_tokens=len(said) // BYTES_PER_TOKEN, prefixes=prefixes)
 
 
 def _members(found: dict[str, msgspec.Raw], body: bytes) -> list[Member] | None:
@@ -489,7 +432,7 @@ def _prefixes(route: Route, last: dict[str, Member]) -> tuple[int, ...]:
     """Of the text that grows from turn to turn; all that a model reads before it must be the same."""
     main, *others = _TEXT.get(route, ("",))
     text = last.get(main)
-    if text is None or route in _EMBEDS:
+    if text is None or route in EMBEDS:
         return ()
     return prefix_keys(text.head, [member.head for name in others if (member := last.get(name)) is not None])
 

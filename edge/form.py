@@ -10,7 +10,8 @@ from email.parser import BytesHeaderParser
 from typing import Final
 from urllib.parse import parse_qs
 
-from edge.body import IMAGE_TOKENS, PIECE_BYTES, Body, BodyFacts
+from edge.body import IMAGE_TOKENS, PIECE_BYTES, Body
+from edge.facts import BodyFacts
 from edge.splice import Span
 
 HEAD_MAX_BYTES: Final = 8 << 10

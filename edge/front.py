@@ -95,7 +95,7 @@ class Front:
             key, slash, rest = path[len(KEY_PREFIX) :].partition("/")
             if _KEY.fullmatch(key):
                 taken, path = f"{taken}{KEY_PREFIX}{key}", slash + rest or "/"
-                head.block = _with_key(head.block, key.encode("ascii"))
+                head.take_headers(_with_key(head.block, key.encode("ascii")))
         if taken:
             head.path = path
             head.target = _quoted(path) + (b"?" + head.query if head.query else b"")

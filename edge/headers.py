@@ -228,24 +228,27 @@ def response_head(
 
 def answer_head(head: ResponseHead, *, framing: Framing, length: int | None, keep_alive: bool, request_id: bytes, node: str) -> bytes:
     """`response_head` with the two headers that every node's answer gets: `X-Request-Id` and `X-Ollama-Node`."""
-    fields = head.fields
-    if framing == "none" or b"x-request-id" in fields or b"x-ollama-node" in fields:
-        extra = ((b"X-Request-Id", request_id), (b"X-Ollama-Node", safe_value(node)))
-        return response_head(head, framing=framing, length=length, keep_alive=keep_alive, extra=extra)
     made = head.for_clients
     if made is None:
         made = head.for_clients = _for_clients(head, frozenset())
+    before, after, is_plain = made
+    if framing == "none" or not is_plain:
+        extra = ((b"X-Request-Id", request_id), (b"X-Ollama-Node", safe_value(node)))
+        return response_head(head, framing=framing, length=length, keep_alive=keep_alive, extra=extra)
     framed = b""
-    if framing == "chunked":
-        framed = b"\r\nTransfer-Encoding: chunked"
-    elif framing == "length":
+    if framing == "length":
         framed = b"\r\nContent-Length: %d" % ((head.content_length or 0) if length is None else length)
+    elif framing == "chunked":
+        framed = b"\r\nTransfer-Encoding: chunked"
     end = b"\r\n\r\n" if keep_alive and framing != "close" else b"\r\nConnection: close\r\n\r\n"
-    return b"".join((made[0], framed, made[1], b"\r\nX-Request-Id: ", request_id, b"\r\nX-Ollama-Node: ", safe_value(node), end))
+    return b"%b%b%b\r\nX-Request-Id: %b\r\nX-Ollama-Node: %b%b" % (before, framed, after, request_id, safe_value(node), end)
 
 
-def _for_clients(head: ResponseHead, replaced: frozenset[bytes]) -> tuple[bytes, bytes]:
-    """The status line and the headers before the node's own framing header, and those after it; each line begins with a line end."""
+def _for_clients(head: ResponseHead, replaced: frozenset[bytes]) -> tuple[bytes, bytes, bool]:
+    """The status line and the headers before the node's own framing header, and those after it; each line begins with a line end.
+
+    And whether none of them is named as what every node's answer gets.
+    """
     dropped = _named_by_connection(head.fields)
     before = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
     after: list[bytes] = []
@@ -256,7 +259,7 @@ def _for_clients(head: ResponseHead, replaced: frozenset[bytes]) -> tuple[bytes,
             lines = after
         elif key not in _HOP_BY_HOP and key not in dropped and key not in replaced and not key.startswith(_NOT_FOR_CLIENTS):
             lines.append(b"\r\n%b: %b" % (name, value))
-    return b"".join(before), b"".join(after)
+    return b"".join(before), b"".join(after), b"x-request-id" not in head.fields and b"x-ollama-node" not in head.fields
 
 
 def simple_response(

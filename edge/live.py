@@ -24,6 +24,7 @@ from core.events import (
     Route,
     Settled,
     Upstream,
+    Usage,
     Wait,
 )
 from core.units import AgentId, RequestId
@@ -36,7 +37,6 @@ from edge.pool import DialFailed, Pool
 from edge.relay import Failed, Good, Kept, Poured, give_whole, open_answer, pour
 from edge.resume import Resumable, resumable
 from edge.splice import Patched
-from edge.verdicts import TAIL_BYTES, usage_of
 from edge.wire import ClientConnection, ClientGone, RequestHead, ResponseHead, UpstreamConnection, UpstreamCut
 
 STALE_WITHIN_S: Final = 1.0
@@ -116,11 +116,6 @@ class Live(msgspec.Struct, eq=False):
     _ended: Failure | None = None
     _why: str = ""
     _unload: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, means: Means, conn: ClientConnection, head: RequestHead, route: Route, body: Body, stream: bool, desk: Desk) -> "Live":
-        """One that has just come."""
-        return cls(means, conn, head, route, body, stream, desk, desk.request_id, body, head)
 
     # ------------------------------------------------------------ from outside
 
@@ -398,22 +393,24 @@ class Live(msgspec.Struct, eq=False):
 
         `run` may take over at any time after it: it goes on from here.
         """
-        effect = self.desk.first
+        effect, means = self.desk.first, self.means
         if type(effect) is not Forward or effect.unload or effect.model or self.model or effect.raise_context is not None:
             return None
         lease, data = effect.lease, self.body.data
-        upstream = None if self.means.options.first_token_timeout_s or data is None else self.means.pool.take(lease.upstream)
-        if upstream is None or data is None:
+        if data is None or means.options.first_token_timeout_s:
+            return None
+        upstream = means.pool.take(lease.upstream)
+        if upstream is None:
             return None
         self.upstream = upstream
         self._about_to_try(lease)
-        self.progress, self.heard_at = 0, self.means.clock()
+        self.progress, self.heard_at = 0, means.clock()
         data = self._request_head(lease) + data
         try:
             sent = upstream.send_now(data)
         except OSError:
             sent = 0
-        self._begun = data[sent:]
+        self._begun = b"" if sent == len(data) else data[sent:]
         return lease
 
     @property
@@ -421,9 +418,9 @@ class Live(msgspec.Struct, eq=False):
         """Whether the node has all of the request, and nobody wants the attempt to end."""
         return self._begun == b"" and self._ended is None
 
-    def answer_now(self, lease: Lease, head: ResponseHead, body: bytes) -> Settled:
+    def answer_now(self, lease: Lease, head: ResponseHead, body: bytes, usage: Usage | None) -> Settled:
         """Give the client its whole answer, which has status 200 and is good. Never waits, so it must be small."""
-        conn, upstream, capture = self.conn, self.upstream, self.capture
+        conn, upstream, request_id, size = self.conn, self.upstream, self.request_id, len(body)
         assert upstream is not None, "an answer of nobody"
         self._begun = None
         self.desk.end()
@@ -432,27 +429,21 @@ class Live(msgspec.Struct, eq=False):
         made = answer_head(
             head,
             framing="length",
-            length=len(body),
+            length=size,
             keep_alive=not conn.must_close,
-            request_id=self.request_id.encode(),
+            request_id=request_id.encode(),
             node=lease.agent_name,
         )
-        if capture is not None:
-            capture.take(body)
+        if self.capture is not None:
+            self.capture.take(body)
         try:
             conn.send_now(made + body)
         except ClientGone:
             return self._left()
         finally:
-            self._let_go()
-        return Settled(
-            request_id=self.request_id,
-            ending=_SUCCESS,
-            status=200,
-            usage=usage_of(body[-TAIL_BYTES:], self.route.protocol),
-            body_bytes=len(body),
-            chunks=upstream.chunks_seen,
-        )
+            self.upstream = None
+            self.means.pool.give_back(upstream)
+        return Settled(request_id=request_id, ending=_SUCCESS, status=200, usage=usage, body_bytes=size, chunks=upstream.chunks_seen)
 
     def _left(self) -> Settled:
         self.conn.must_close = True

@@ -15,16 +15,16 @@ from core.events import (
     Ending,
     Failure,
     Pulse,
-    RequestCame,
     Route,
     Settled,
 )
 from core.units import AgentId, RequestId
 from edge.as_sent import read_facts
-from edge.body import Body, BodyBudget, BodyFacts, inspect_ordinary, read_body
+from edge.body import Body, BodyBudget, inspect_ordinary, read_body
 from edge.capture import Recorder
 from edge.denied import Denied
 from edge.desk import Decider, Desk, Explainer
+from edge.facts import BodyFacts
 from edge.headers import error_response
 from edge.live import Live, Means, ProxyOptions
 from edge.pool import Pool
@@ -147,7 +147,7 @@ class Proxy:
             explainer = self._explainer
             if explainer is not None and (head.fields.get(b"x-explain") != b"1" or not await explainer.is_for(conn, head)):
                 explainer = None
-            one = self._begin(conn, head, route, body, facts, (request_id, client, model, others))
+            one = self._begin(conn, head, route, body, facts, request_id, client, model, others)
             one.explainer = explainer
             await self.finish(one)
         finally:
@@ -160,36 +160,24 @@ class Proxy:
         route: Route,
         body: Body,
         facts: BodyFacts,
-        named: tuple[RequestId, str, str | None, tuple[str, ...]],
+        request_id: RequestId,
+        client: str,
+        model: str | None,
+        others: tuple[str, ...],
     ) -> Live:
-        """Tell the router that a request came. `named`: its id, its client, its model and those that will do as well.
+        """Tell the router that a request came. `model`: which is asked for; `others`: those that will do as well.
 
         What is returned must be finished.
         """
-        request_id, client, model, others = named
-        one = Live.of(self._means, conn, head, route, body, facts.stream, self._decider.open_desk(request_id))
+        decider, stream = self._decider, facts.stream
+        one = Live(self._means, conn, head, route, body, stream, decider.open_desk(request_id), request_id, body, head)
         if model is not facts.model:
             one.model = model
         if self._recorder is not None:
-            one.capture = self._recorder.open(request_id, conn, head, route, stream=facts.stream)
+            one.capture = self._recorder.open(request_id, conn, head, route, stream=stream)
         self._live[request_id] = one
-        came = RequestCame(
-            request_id=request_id,
-            route=route,
-            model=model,
-            others=others,
-            client=client,
-            stream=facts.stream,
-            runner_options=facts.runner_options,
-            input_tokens=facts.input_tokens,
-            prefixes=facts.prefixes,
-            output_limit=facts.output_limit,
-            constrained=facts.constrained,
-            load_only=facts.load_only,
-            unload=facts.unload,
-        )
         try:
-            self._decider.apply(came)
+            decider.apply(facts.came(request_id, route, client, model, others))
         except BaseException:
             self._settle(one, None)
             raise
@@ -206,7 +194,7 @@ class Proxy:
             self._decider.close_desk(desk.request_id)
             raise
         try:
-            one = Live.of(self._means, conn, head, begun.route, body, begun.stream, desk)
+            one = Live(self._means, conn, head, begun.route, body, begun.stream, desk, desk.request_id, body, head)
             if self._recorder is not None:
                 one.capture = self._recorder.open(desk.request_id, conn, head, begun.route, stream=begun.stream)
             self._live[desk.request_id] = one
@@ -233,10 +221,11 @@ class Proxy:
             model, others, denied = self._models(client, facts)
             if denied is not None:
                 return denied
-        budget.held_bytes += len(data)
-        body = Body(data, length=len(data), budget=budget)
+        length = len(data)
+        budget.held_bytes += length
+        body = Body(data, length, budget)
         try:
-            return self._begin(conn, head, route, body, facts, (self._new_id(), client, model, others))
+            return self._begin(conn, head, route, body, facts, self._new_id(), client, model, others)
         except BaseException:
             body.close()
             raise

@@ -10,15 +10,16 @@ treated as the task would treat it: the same gate, the same router, the same byt
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 from typing import Protocol as Interface
 
-from core.events import Lease, Route, Settled
-from edge.body import BodyFacts, inspect_ordinary
+from core.events import Lease, Route, Settled, Usage
+from edge.body import inspect_ordinary
 from edge.denied import Denied
+from edge.facts import BodyFacts
 from edge.live import Live
-from edge.verdicts import whole_fault
-from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead
+from edge.verdicts import judge_whole
+from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead, ResponseHead, UpstreamConnection
 from edge.wire_heads import shared_request_head
 
 REQUEST_MAX_BYTES: Final = 16 << 10
@@ -101,7 +102,7 @@ class QuickLane:
         """Begin the request, if it is a common one."""
         quick, conn, proxy = self._quick, self._conn, self._quick.proxy
         route = quick.routes.get(head.path)
-        if route is None or head.method != "POST" or not head.block.ordinary or head.version != "1.1" or head.content_length != len(data):
+        if route is None or not head.is_common or head.content_length != len(data):
             return False
         facts = inspect_ordinary(route, data)
         if facts is None or facts.unload or not proxy.has_room(len(data)):
@@ -133,21 +134,14 @@ class QuickLane:
         upstream = one.upstream
         assert upstream is not None
         try:
-            if not upstream.closed and not upstream.receive_now():
-                return
-            found = upstream.whole()
+            found = whole_answer(upstream, one.route)
             if found is None:
-                head = upstream.head
-                common = head is None or (head.status == 200 and not head.streams)
-                if upstream.is_cut or upstream.readable or not common or upstream.bytes_received > ANSWER_MAX_BYTES:
-                    self._hand_over()
                 return
-            head, body = found
-            if head.status != 200 or head.streams or not one.is_sent or whole_fault(one.route, body) is not None:
+            if found is False or not one.is_sent:
                 self._hand_over()
                 return
             upstream.eager = None
-            settled = one.answer_now(lease, head, body)
+            settled = one.answer_now(lease, *found)
             self._one = None
             self._quick.proxy.settle_now(one, settled)
             self._conn.end_quick()
@@ -197,6 +191,23 @@ class QuickLane:
         finally:
             if upstream is not None:
                 upstream.close()
+
+
+def whole_answer(upstream: UpstreamConnection, route: Route) -> tuple[ResponseHead, bytes, Usage | None] | Literal[False] | None:
+    """Read what a node has sent: its good answer, here whole, and its cost. None: more is to come; False: it is not that common."""
+    if not upstream.closed and not upstream.receive_now():
+        return None
+    found = upstream.whole()
+    if found is None:
+        head = upstream.head
+        common = head is None or (head.status == 200 and not head.streams)
+        uncommon = upstream.is_cut or upstream.readable or not common or upstream.bytes_received > ANSWER_MAX_BYTES
+        return False if uncommon else None
+    head, body = found
+    if head.status != 200 or head.streams:
+        return False
+    fault, usage = judge_whole(route, body)
+    return (head, body, usage) if fault is None else False
 
 
 async def _raise(error: Exception) -> None:

@@ -23,7 +23,7 @@ import trio
 from trio.lowlevel import checkpoint, wait_readable
 
 from core.aliases import Aliases
-from core.events import Ending, Forward, RequestCame, Route, Settled, Upstream
+from core.events import Ending, Forward, Route, Settled, Upstream
 from core.history import EDGE_NGINX
 from core.units import AgentId, RequestId
 from edge.body import inspect_ordinary
@@ -369,21 +369,7 @@ class Selection:
         if self._records is not None:
             self._records.open(request_id, asked, asked, route, stream=facts.stream, edge=EDGE_NGINX)
         self._handover.add(carried)
-        self._decider.apply(
-            RequestCame(
-                request_id=request_id,
-                route=route,
-                model=model,
-                client=client,
-                stream=facts.stream,
-                runner_options=facts.runner_options,
-                input_tokens=facts.input_tokens,
-                prefixes=facts.prefixes,
-                output_limit=facts.output_limit,
-                constrained=facts.constrained,
-                load_only=facts.load_only,
-            )
-        )
+        self._decider.apply(facts.came(request_id, route, client, model))
         effect = carried.take_decision()
         if effect is None:
             carried.holder = conn

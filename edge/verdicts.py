@@ -78,7 +78,7 @@ def usage_of(tail: bytes, protocol: Protocol) -> Usage | None:
     return Usage(**found) if any(found.values()) else None
 
 
-class _NativeCounts(msgspec.Struct):
+class _NativeCounts(msgspec.Struct, gc=False):
     prompt_eval_count: int = 0
     eval_count: int = 0
     total_duration: int = 0
@@ -99,7 +99,15 @@ class _NativeCounts(msgspec.Struct):
         )
 
 
+class _NativeWhole(_NativeCounts, gc=False):
+    """All that is asked of a whole answer."""
+
+    created_at: object = None
+    done: object = None
+
+
 _decode_counts: Final = msgspec.json.Decoder(_NativeCounts).decode
+_decode_whole: Final = msgspec.json.Decoder(_NativeWhole).decode
 
 
 def error_text(body: bytes) -> str:
@@ -253,6 +261,8 @@ def _error_value(raw: bytes) -> str:
 
 # ---------------------------------------------------------------- whole answers
 
+_NO_TIME: Final = "0001-01-01T00:00:00Z"
+
 
 class WholeFault(msgspec.Struct, frozen=True):
     """Why a whole answer with status 200 is none."""
@@ -284,7 +294,7 @@ class _Native(msgspec.Struct):
     @property
     def blank(self) -> bool:
         """Made of nothing."""
-        return self.created_at == "0001-01-01T00:00:00Z"
+        return self.created_at == _NO_TIME
 
     @property
     def unfinished(self) -> bool:
@@ -414,6 +424,19 @@ def whole_fault(route: Route, body: bytes) -> WholeFault | None:
     said = [text for text in answer.texts if isinstance(text, str) and text]
     guard = bool(said) and ends_in_repeats(said[-1])
     return WholeFault(Failure.INCOMPLETE, "the node's answer says itself that it is not done", repeat_guard=guard)
+
+
+def judge_whole(route: Route, body: bytes) -> tuple[WholeFault | None, Usage | None]:
+    """`whole_fault` and `usage_of` of a whole answer of status 200, with one look at it where it is of the commonest kind."""
+    if route.protocol is _NATIVE and len(body) <= TAIL_BYTES and body[:1] == b"{" and body.find(b"\n", 0, -1) < 0:
+        try:
+            found = _decode_whole(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass
+        else:
+            if found.done is not False and found.created_at != _NO_TIME:
+                return None, found.usage()
+    return whole_fault(route, body), usage_of(body[-TAIL_BYTES:], route.protocol)
 
 
 def ends_in_repeats(text: str) -> bool:

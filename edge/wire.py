@@ -253,8 +253,8 @@ class ClientConnection(WatchedSocket):
 
     def _await_next(self) -> None:
         self.waits = True
-        self._read_by = self.watch.now + self._limits.idle_s
-        self.deadline = min(self._read_by, self._write_by)
+        read_by = self._read_by = self.watch.now + self._limits.idle_s
+        self.deadline = min(read_by, self._write_by) if self._flushing else read_by
         if self.lane is not None:
             self.eager = self.lane.came
 

@@ -249,7 +249,8 @@ class UpstreamConnection(WatchedSocket):
         if len(data) < RECEIVE_BYTES and not self.ended:
             self.readable = False
         if data:
-            self._feed(data)
+            if self._head is not None or self._held or not self._feed_whole(data):
+                self._feed(data)
         elif self._head is not None and self._head.framing == "close":
             self._complete = True
         else:
@@ -266,6 +267,23 @@ class UpstreamConnection(WatchedSocket):
     def drop(self) -> None:
         """What is here of the body was seen."""
         self._pieces.clear()
+
+    def _feed_whole(self, data: bytes) -> bool:
+        """Take all of the commonest answer at once: its head, and the whole body, whose length that tells. False: it is another one."""
+        end = data.find(b"\r\n\r\n") + 4
+        try:
+            head = parse_response_head(data[:end], no_body=self._no_body)
+        except ValueError:
+            return False
+        size = len(data)
+        if head.status < 200 or head.framing != "length" or head.content_length != size - end:
+            return False
+        self._head = head
+        self.bytes_received += size
+        if size > end:
+            self._pieces.append(data[end:])
+        self._complete = True
+        return True
 
     def _feed(self, data: bytes) -> None:
         self.bytes_received += len(data)

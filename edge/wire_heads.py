@@ -76,7 +76,7 @@ class RequestHead:
     `headers`: as sent, in order; `fields`: by lower-case name, repeated ones joined with a comma. A plain Content-Length is in neither,
     only in `content_length`, and an X-Request-Id as edges make it only in `request_id` (b"": there was none such). `path` is
     percent-decoded and has no query ("" for `CONNECT`); bytes that are not UTF-8 stand as surrogates. `has_body`: body bytes follow.
-    `shared`: equal heads are this one object, so it must stay as it is.
+    `shared`: equal heads are this one object, so it must stay as it is. `is_common`: a POST that asks for nothing unusual.
     """
 
     __slots__ = (
@@ -84,7 +84,10 @@ class RequestHead:
         "chunked",
         "content_length",
         "expect_continue",
+        "fields",
         "has_body",
+        "headers",
+        "is_common",
         "keep_alive",
         "method",
         "path",
@@ -98,21 +101,18 @@ class RequestHead:
     def __init__(self, start: tuple[str, bytes, str, bytes, str], block: HeaderBlock, length: int | None, request_id: bytes = b"") -> None:
         self.method, self.target, self.path, self.query, self.version = start
         self.shared = False
-        self.block = block
+        self.take_headers(block)
         self.content_length = length
         self.request_id = request_id
         self.chunked = b"transfer-encoding" in block.fields
         self.has_body = bool(length) or self.chunked
         self.keep_alive = self.version == "1.1" and not block.closes
         self.expect_continue = self.has_body and b"expect" in block.fields and self.version == "1.1"
+        self.is_common = block.ordinary and self.method == "POST" and self.version == "1.1"
 
-    @property
-    def headers(self) -> list[Header]:
-        return self.block.headers
-
-    @property
-    def fields(self) -> dict[bytes, bytes]:
-        return self.block.fields
+    def take_headers(self, block: HeaderBlock) -> None:
+        """Have these headers, which differ from those before in nothing that frames a request."""
+        self.block, self.headers, self.fields = block, block.headers, block.fields
 
 
 class ResponseHead:
@@ -142,7 +142,7 @@ class ResponseHead:
         self.content_length = content_length
         self.keeps = keeps
         self.streams = fields.get(b"content-type", b"").startswith(STREAM_TYPES)
-        self.for_clients: tuple[bytes, bytes] | None = None
+        self.for_clients: tuple[bytes, bytes, bool] | None = None
 
 
 def fold_fields(headers: list[Header]) -> dict[bytes, bytes]:

@@ -120,7 +120,7 @@ class Access:
     def gate(self, conn: Peer, head: Asks) -> Denied | None:
         """Whether this inference request may be served; None: it may. A request with an API key is counted as one of the key's."""
         fields = head.fields
-        if self.keys and (b"authorization" in fields or b"x-api-key" in fields):
+        if (b"authorization" in fields or b"x-api-key" in fields) and self.keys:
             key_id = self._key_of(fields)
             if key_id is not None:
                 return self._admitted(key_id)
@@ -148,13 +148,13 @@ class Access:
     def client_of(self, conn: Peer, head: Asks) -> str:
         """The name under which a caller's requests queue: its API key, else the user that a trusted proxy names, else its address."""
         fields = head.fields
-        if self.keys and (b"authorization" in fields or b"x-api-key" in fields):
+        if (b"authorization" in fields or b"x-api-key" in fields) and self.keys:
             key_id = self._key_of(fields)
             if key_id is not None:
                 return KEYED + key_id
         if USER_HEADER in fields and self._is_trusted(parse_address(conn.peer_host)):
             return "user:" + fields[USER_HEADER][:CLIENT_NAME_MAX].decode("utf-8", "replace")
-        return self.address_of(conn, head)
+        return conn.peer_host if FORWARDING.isdisjoint(fields) else self.address_of(conn, head)
 
     def address_of(self, conn: Peer, head: Asks) -> str:
         """The real client's address, as far as trusted proxies tell it."""

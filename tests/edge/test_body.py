@@ -23,12 +23,12 @@ from edge.body import (
     SPOOL_ABOVE_BYTES,
     Body,
     BodyBudget,
-    BodyFacts,
     inspect,
     inspect_async,
     inspect_ordinary,
     read_body,
 )
+from edge.facts import BodyFacts
 from edge.jsonscan import Scanner
 from edge.wire import HttpError, RequestHead, parse_request_head
 from tests.edge.answers import ROUTES
@@ -92,8 +92,8 @@ async def test_a_large_body_goes_to_a_file_without_a_name(chunked: bool, tmp_pat
     assert body.data is None
     assert budget.held_bytes == 0
     assert os.listdir(tmp_path) == []
-    assert body._file is not None
-    about = os.fstat(body._file.fileno())
+    assert body.file is not None
+    about = os.fstat(body.file.fileno())
     assert stat.S_IMODE(about.st_mode) == 0o600
     assert about.st_nlink == 0
     for _ in range(2):
@@ -101,7 +101,7 @@ async def test_a_large_body_goes_to_a_file_without_a_name(chunked: bool, tmp_pat
         await body.send_to(conn)
         assert max(map(len, conn.sent)) <= PIECE_BYTES
         assert b"".join(conn.sent) == b"".join(parts)
-    file = body._file
+    file = body.file
     body.close()
     assert file.closed
 
@@ -202,7 +202,7 @@ async def test_a_huge_file_is_closed_by_a_thread(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(edge.body.threading, "Thread", Thread)
     body = await read(BodyBudget(), *[b"x" * MIB] * 9)
-    file = body._file
+    file = body.file
     body.close()
     assert closed_by == ["thread"]
     assert file is not None
@@ -329,6 +329,14 @@ plain_bodies = st.lists(st.tuples(st.sampled_from([b"model", b"messages", b"prom
 @example(b'{"model":"a","prompt":""}', Route.GENERATE, 5)
 @example(b'{"model":7,"prompt":" "}', Route.GENERATE, 5)
 @example(b'{"model":"","prompt":"x"}', Route.GENERATE, 5)
+@example(b'{"model":"a","prompt":"x","raw":1}', Route.GENERATE, 5)
+@example(b'{"model":"a","prompt":"x","name":1}', Route.GENERATE, 5)
+@example(b'{"model":"\\ud800","prompt":"x"}', Route.GENERATE, 5)
+@example(b'{"model":"\\ud83d\\ude00 \xc3\xa9","prompt":"x"}', Route.GENERATE, 5)
+@example(b'{"m\\u006fdel":"a","prompt":"x"}', Route.GENERATE, 5)
+@example(b'{"model":"\xc3\xa9\xc3\xa9\xc3\xa9","model":"","prompt":"x"}', Route.GENERATE, 5)
+@example(b'{"model":"a","prompt":"x","prompt":1}', Route.GENERATE, 5)
+@example(b'{"model":"a","messages":7}', Route.CHAT, 5)
 @example(b"null", Route.CHAT, 1)
 @example(b"\xef\xbb\xbf{}", Route.CHAT, 1)
 def test_the_fast_way_the_exact_way_and_python_agree(body: bytes, route: Route, size: int) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.body import BodyBudget, BodyFacts
+from edge.body import BodyBudget
+from edge.facts import BodyFacts
 from edge.form import PARTS_MAX, _Form, read_form
 from edge.splice import Patched, Span
 from tests.edge.test_body import read

@@ -4,7 +4,8 @@ import pytest
 
 from core.events import Route
 from edge import body
-from edge.body import BodyFacts, inspect
+from edge.body import inspect
+from edge.facts import BodyFacts
 from edge.prefixes import PREFIX_MAX_BYTES, prefix_keys
 
 TURN = b'{"role":"user","content":"' + b"word and word " * 100 + b'"}'

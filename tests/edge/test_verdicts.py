@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.events import Failure, Protocol, Route, Usage
-from edge.verdicts import LINE_KEEP_BYTES, REPEATS, StreamJudge, ends_in_repeats, error_text, usage_of, whole_fault
+from edge.verdicts import (
+    LINE_KEEP_BYTES,
+    REPEATS,
+    TAIL_BYTES,
+    StreamJudge,
+    ends_in_repeats,
+    error_text,
+    judge_whole,
+    usage_of,
+    whole_fault,
+)
 
 PRETENDERS = [
     '"done":true',
@@ -293,3 +303,37 @@ def test_what_is_no_json_is_not_judged_and_nothing_is_empty() -> None:
     fault = whole_fault(Route.SHOW, b"")
     assert fault is not None
     assert fault.failure is Failure.EMPTY
+
+
+COUNTS = {"prompt_eval_count": 3, "eval_count": 4, "total_duration": 5, "load_duration": 6, "prompt_eval_duration": 7, "eval_duration": 8}
+ODD = {
+    "eval_count": "many",
+    "done": None,
+    "created_at": 5,
+    "total_duration": -1,
+    "message": {"content": "x" * TAIL_BYTES},
+    "load_duration": 0,
+}
+
+
+@given(
+    st.sampled_from(list(GOOD)),
+    st.sampled_from([{}, *(changes for _, changes, _, _ in BROKEN)]),
+    st.sampled_from([{}, COUNTS, {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}]),
+    st.dictionaries(st.sampled_from(list(ODD)), st.none(), max_size=2),
+    st.sampled_from([b"", b"\n", b" ", b"\n\n", b"x"]),
+    st.integers(0, 3),
+)
+def test_one_look_at_a_whole_answer_tells_what_two_do(
+    route: Route, changes: dict[str, Any], counts: dict[str, Any], odd: dict[str, None], end: bytes, cut: int
+) -> None:
+    body = compact(GOOD[route] | changes | counts | {name: ODD[name] for name in odd})
+    body = body[: len(body) - cut] + end
+    assert judge_whole(route, body) == (whole_fault(route, body), usage_of(body[-TAIL_BYTES:], route.protocol))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"done":false}', b'{"created_at":"\xff","eval_count":3}', b'{\n"eval_count":3}', b"[" * 3000]
+)
+def test_odd_whole_answers_are_judged_alike(body: bytes) -> None:
+    assert judge_whole(Route.CHAT, body) == (whole_fault(Route.CHAT, body), usage_of(body[-TAIL_BYTES:], Protocol.NATIVE))
