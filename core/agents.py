@@ -41,10 +41,10 @@ class Agent:
         "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "beyond", "boot", "code", "cpu_usage",
         "custom_name", "disk_free_bytes", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count", "gpu_devices",
         "gpu_memory_total_mb", "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name", "gpu_temperature", "gpu_usage",
-        "id", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "learned", "limits",
-        "machine_name", "max_concurrent", "memory_usage", "metrics_at", "name", "notes", "ollama_managed", "ollama_ok", "ollama_port",
-        "ollama_version", "probes", "registered_at", "room", "simulated", "slots", "slots_told", "tags", "upstream", "wants_inventory",
-        "weight", "why",
+        "id", "in_flight", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "learned",
+        "limits", "machine_name", "max_concurrent", "memory_usage", "metrics_at", "name", "notes", "ollama_managed", "ollama_ok",
+        "ollama_port", "ollama_version", "probes", "registered_at", "room", "simulated", "slots", "slots_told", "tags", "upstream",
+        "wants_inventory", "weight", "why",
     )  # fmt: skip
 
     def __init__(self, agent_id: AgentId, upstream: Upstream, *, state: AgentState, now_unix: UnixMs) -> None:
@@ -100,6 +100,8 @@ class Agent:
         self.memory_usage = 0.0
         self.metrics_at: Instant | None = None
         """When CPU and memory were told last."""
+        self.in_flight = 0
+        """Our own requests on it: what the ledger counts, written down by `core.dispatch` for who asks very often."""
         self.beyond = 0
         """Requests that the node reported beyond our own."""
         self.average_response_time_ms: float | None = None

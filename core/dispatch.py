@@ -35,9 +35,10 @@ from core.obstacles import Obstacles
 from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
-from core.scoring import MANY, Choice, Load, Row, Strategy, best_first, some_best
+from core.scoring import MANY, Choice, Load, Strategy, best_first, some_best
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
 from core.views import Candidate, Decision
+from core.warm import Glance, Row
 
 DECISIONS_MAX: Final = 16
 """Decisions of one request that are kept for its explanation."""
@@ -55,7 +56,7 @@ _TRYING: Final = Phase.TRYING  # members of enumerations cost a Python call each
 _WAITING: Final = Phase.WAITING
 _DRAINING: Final = AgentState.DRAINING
 
-_Raw = tuple[float, str, list[Row], AgentId | None, Mapping[str, str]]
+_Raw = tuple[float, str, list[Row] | Glance, AgentId | None, Mapping[str, str]]
 """A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
 when somebody asks."""
 
@@ -123,7 +124,7 @@ class Dispatcher:
             self._without_nodes(request, effects, now=now)
             return
         choice = self._choose(request, nodes, self._planned, now=now)
-        why = self.obstacles.of(request, choice, now=now)
+        why = None if choice.warm is not None else self.obstacles.of(request, choice, now=now)
         if why is None:
             self._forward(request, choice, effects, now=now)
         else:
@@ -187,6 +188,7 @@ class Dispatcher:
         request.lease_id = None
         agent = request.agent
         assert agent is not None, "a lease without a node"
+        agent.in_flight = self.ledger.in_flight(agent.id)
         if request.ask.key is not None and not self.ledger.of_model(request.ask.key).get(agent.id):
             agent.inventory.used_at[request.ask.key] = now
         if self.leaks.active:
@@ -195,7 +197,7 @@ class Dispatcher:
         if loading and request.first_byte_at is None and request.key in loading:
             # Ollama gives up a load whose first request leaves, and starts it again for whoever waits for it.
             if not self.ledger.of_model(request.key).get(agent.id):
-                del loading[request.key]
+                agent.inventory.breaks_off(request.key)
             elif request.cold:
                 loading[request.key] = Loading(now, loading[request.key].expected_s, loading[request.key].options)
         if agent.state is _DRAINING and not self.ledger.in_flight(agent.id):
@@ -309,11 +311,16 @@ class Dispatcher:
 
     def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], *, now: Instant) -> Choice:
         ledger = self.ledger
-        came = request.came
+        came, key = request.came, request.ask.key
         if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:
             request.cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
-        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, request.cached, self._registry.news.count)
-        choice = self._strategy.choose(request.ask, nodes, load, now=now)
+        news = self._registry.news
+        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, request.cached, news.count, news.changes)
+        choice = None
+        if key is not None and nodes is self._registry.holders(key):  # a tuple of a decision's own would have a board of its own
+            choice = self._strategy.at_once(request.ask, nodes, load)
+        if choice is None:
+            choice = self._strategy.choose(request.ask, nodes, load, now=now)
         request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
         if request.predicted_ms is None:
             request.predicted_ms = choice.start_us / 1000
@@ -349,6 +356,7 @@ class Dispatcher:
         key = request.ask.key
         request_id, agent_id = request.id, agent.id
         self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
+        agent.in_flight = self.ledger.in_flight(agent_id)
         if key is not None and request.ask.needs_slot:
             request.beside = self.ledger.of_model(key)[agent_id]
             slots.sent(agent, key, request.beside, now=now)
@@ -358,7 +366,8 @@ class Dispatcher:
         raised = None
         if key is not None and not request.came.unload:
             raised = agent.inventory.raised(key, request.ask.options) if request.ask.options else None
-            self._begin_load(request, agent, key, effects, now=now)
+            if choice.warm is None:
+                self._begin_load(request, agent, key, effects, now=now)
         if self.leaks.active:
             self.leaks.began(request, agent, now=now)
         if not self._health.quiet:
@@ -376,7 +385,7 @@ class Dispatcher:
         if (choice.spared or request.held or raised is not None) and not request.cold:
             self.reloads_avoided += 1
             effects.append(Count(name="reloads_avoided_total", labels={"agent": agent.name}))
-        self._explain(request, "forwarded", choice.rows, agent_id, now=now)
+        self._explain(request, "forwarded", choice.rows if choice.warm is None else choice.warm, agent_id, now=now)
 
     def _begin_load(self, request: Request, agent: Agent, key: ModelKey, effects: list[Effect], *, now: Instant) -> None:
         """If the node must load the model for it, remember that it is at it."""
@@ -521,11 +530,11 @@ class Dispatcher:
 
     # ------------------------------------------------------------ explaining
 
-    def _explain(self, request: Request, outcome: str, rows: list[Row], chosen: AgentId | None, *, now: Instant) -> None:
+    def _explain(self, request: Request, outcome: str, rows: list[Row] | Glance, chosen: AgentId | None, *, now: Instant) -> None:
         out = self._registry.out(request.key)
         if request.barred:
             out = {**out, **request.barred}
-        raw = (now - request.at, outcome, some_best(rows, chosen), chosen, out)
+        raw = (now - request.at, outcome, some_best(rows, chosen) if isinstance(rows, list) else rows, chosen, out)
         known = self._explained.get(request.id)
         if known is None:
             self._explained[request.id] = _Explained(request.came.model, (raw,))
@@ -544,6 +553,6 @@ class Dispatcher:
                 parts=dict(zip(self._strategy.part_names, row[2:], strict=False)),
                 chosen=row[0].id == chosen,
             )
-            for row in best_first(rows)
+            for row in best_first(rows if isinstance(rows, list) else rows.rows())
         ]
         return Decision(after_ms=after_s * 1000, outcome=outcome, candidates=candidates, out=dict(out))

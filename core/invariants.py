@@ -14,11 +14,13 @@ for it looks at everything. The oracles that watch from outside (what clients sa
     R13 the next deadline is later than now, and the earliest of all
     R15 an agent that is held, and one that has been emptied, drains no more
     R18 display names are unique, and an agent that may be given requests can be heard to fall silent
+    R19 what is kept of nodes for the next choice is what would be found anew
 """
 
 from core.lifecycle import AgentState
 from core.requests import Phase
 from core.router import Router
+from core.scoring import Auto
 from core.units import Instant
 
 
@@ -34,6 +36,9 @@ def check(router: Router, *, now: Instant) -> None:
     router._dispatcher.check()
     _check_times(router, now)
     _check_agents(router)
+    strategy = router._dispatcher._strategy
+    if isinstance(strategy, Auto):
+        strategy.check(router._registry.holders, router._registry.news.changes)
 
 
 def _check_requests(router: Router) -> None:
@@ -73,6 +78,7 @@ def _check_agents(router: Router) -> None:
     assert len(set(names)) == len(names), f"R18: names are not unique: {names}"
     for agent in router._registry.all():
         in_flight = router._ledger.in_flight(agent.id)
+        assert agent.in_flight == in_flight, f"R7: {agent.name} has {agent.in_flight} requests written down, the ledger {in_flight}"
         assert agent.last_report >= (agent.boot, -1) or agent.last_report[0] == 0, f"R6: {agent.name} reported before its boot"
         if agent.state is AgentState.DRAINING:
             assert in_flight > 0, f"R15: {agent.name} drains and is empty"

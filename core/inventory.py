@@ -44,12 +44,15 @@ class Loading(msgspec.Struct, frozen=True, gc=False):
 
 
 class News:
-    """How often some model came, or began to come, into the memory of some node that shares it."""
+    """What changes in the memory of the nodes that share it, counted."""
 
-    __slots__ = ("count",)
+    __slots__ = ("changes", "count")
 
     def __init__(self) -> None:
         self.count = 0
+        """How often some model came, or began to come, into some node's memory."""
+        self.changes = 0
+        """How often anything changed: what is in memory, or on its way, and with which options."""
 
 
 class Inventory:
@@ -115,6 +118,7 @@ class Inventory:
         for table in (self.loading, self.used_at):
             for key in [key for key in table if key not in self.installed]:
                 del table[key]
+        self.news.changes += 1
         self._settle()
         return True
 
@@ -135,6 +139,7 @@ class Inventory:
                 self.contexts[key] = told
                 if before:  # somebody else loaded it with other options
                     self.options.pop(key, None)
+                    self.news.changes += 1
         return by_key
 
     def saw_loaded(self, key: ModelKey, options: str, *, now: Instant) -> None:
@@ -149,25 +154,34 @@ class Inventory:
         if key not in self.resident:
             self.resident[key] = None
             self.news.count += 1
-        if self.loading:
-            self.loading.pop(key, None)
+            self.news.changes += 1
+        if self.loading and self.loading.pop(key, None) is not None:
+            self.news.changes += 1
 
     def begins(self, key: ModelKey, loading: Loading) -> None:
         """The router makes it load the model."""
         self.loading[key] = loading
         self.news.count += 1
+        self.news.changes += 1
 
     def saw_unloaded(self, key: ModelKey, *, now: Instant) -> None:
         """The node was told to unload it, or its runner is known to be gone."""
         self._seen[key] = (now, False)
         self.resident.pop(key, None)
         self._forget_runner(key)
+        self.news.changes += 1
 
     def forget_loaded(self, *, now: Instant) -> None:
         """Nothing is in memory any more (the node restarted, or ran out of memory, which expires all models)."""
         for key in list(self.resident):
             self.saw_unloaded(key, now=now)
         self.loading.clear()
+        self.news.changes += 1
+
+    def breaks_off(self, key: ModelKey) -> None:
+        """The load that is under way ends without the model in memory."""
+        del self.loading[key]
+        self.news.changes += 1
 
     def needs_reload(self, key: ModelKey, options: str) -> bool:
         """Whether the resident model is known to run with options that a request with these cannot share."""
@@ -201,6 +215,7 @@ class Inventory:
             self.loaded_at[key] = now
             self.contexts.pop(key, None)
         self.options[key] = options
+        self.news.changes += 1
 
     def _forget_runner(self, key: ModelKey) -> None:
         for table in (self.options, self.contexts, self.loaded_at):
@@ -213,11 +228,13 @@ class Inventory:
             seen = self._seen.get(key)
             if seen[1] if seen else (key in self._reported or (model.digest != "" and model.digest in self._reported_digests)):
                 resident[key] = None
-                if self.loading:
-                    self.loading.pop(key, None)
+                if self.loading and self.loading.pop(key, None) is not None:
+                    self.news.changes += 1
         for key in self.resident:
             if key not in resident:
                 self._forget_runner(key)
+        if resident.keys() != self.resident.keys():
+            self.news.changes += 1
         if not resident.keys() <= self.resident.keys():
             self.news.count += 1
         self.resident = resident

@@ -39,6 +39,9 @@ _UNKNOWN_S: Final = 1e9
 LEARN_EVERY_S: Final = 0.02
 """Of one model on one node. What a hundred requests within a second show, fifty show as well."""
 
+DROPS_MAX: Final = 4096
+"""Entries of a model's log of dropped rates; a longer one is begun anew."""
+
 _TOLERANCE: Final = 0.03
 """Changes below this share of a value do not change rates, which are coarser than that."""
 
@@ -109,6 +112,8 @@ class Speeds:
         self._output: dict[ModelKey, float] = {}
         self.known: dict[ModelKey, dict[AgentId, Rates]] = {}
         """What `rates` told, as long as it holds: for who asks so often that a call counts."""
+        self.drops: dict[ModelKey, list[AgentId]] = {}
+        """Logs of what was dropped from `known`: see `log_of`."""
 
     def rates(self, agent_id: AgentId, key: ModelKey, *, size_bytes: int, slots: int) -> Rates:
         """The rates of `key` on a node. Kept until something is learned that changes them, or `refresh`."""
@@ -120,6 +125,11 @@ class Speeds:
             rates = of_model[agent_id] = self._compute(agent_id, key, size_bytes or SIZE_DEFAULT_BYTES, slots)
         return rates
 
+    def log_of(self, key: ModelKey) -> list[AgentId]:
+        """The nodes whose rates for the model are dropped from now on, in order: who keeps something made of rates reads on where it was.
+        Where `drops` has another list for the model, or none, everything may be another one."""
+        return self.drops.setdefault(key, [])
+
     def output_tokens(self, key: ModelKey) -> int:
         """Expected length of an answer of this model."""
         mean = self._output.get(key)
@@ -127,8 +137,8 @@ class Speeds:
 
     def refresh(self, agent_id: AgentId) -> None:
         """A node's slots or models changed: compute its rates anew."""
-        for of_model in self.known.values():
-            of_model.pop(agent_id, None)
+        for key in self.known:
+            self._drop(agent_id, key)
         for key in [key for key, of_model in self.known.items() if not of_model]:
             del self.known[key]
 
@@ -174,7 +184,16 @@ class Speeds:
                     self._spread(agent_id, name, value * size)
             if pair.load_s is not None:
                 self._spread(agent_id, "load", size / max(pair.load_s - LOAD_FIXED_S, 0.1))
-            self.known.get(key, {}).pop(agent_id, None)
+            self._drop(agent_id, key)
+
+    def _drop(self, agent_id: AgentId, key: ModelKey) -> None:
+        """Its rates are to be computed anew."""
+        known, log = self.known.get(key), self.drops.get(key)
+        if known is None or known.pop(agent_id, None) is None or log is None:
+            return
+        log.append(agent_id)
+        if len(log) > DROPS_MAX:
+            del self.drops[key]
 
     def _learn_pair(self, agent_id: AgentId, pair: _Pair, sample: Sample, size: int) -> None:
         if sample.output_tokens > 0 and sample.decode_s > 0:
@@ -208,6 +227,7 @@ class Speeds:
                     self.refresh(agent_id)
                 else:
                     self.known.clear()
+                    self.drops.clear()
 
     def _speed(self, agent_id: AgentId, own: float | None, name: str, size: int) -> float:
         """Tokens/s: the pair's own, else borrowed by size."""

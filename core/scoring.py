@@ -24,6 +24,7 @@ import msgspec
 from core.config import RouterConfig
 from core.learning import Rates, Speeds
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
+from core.warm import Board, Glance, Row
 
 if TYPE_CHECKING:
     from core.displacement import Displacement
@@ -39,6 +40,8 @@ MANY: Final = 64
 """Among more nodes than that not every one is looked at for every request."""
 WARM_MAX: Final = 4096
 """Models."""
+BOARDS_MAX: Final = 4096
+"""Models, each with each set of runner options that is asked for."""
 PRICED_MAX: Final = 64
 """Nodes whose loads are compared with what they push out, the cheapest loads first: 20 µs each. In fleets of up to so many the choice is
 exact."""
@@ -49,9 +52,6 @@ METRIC_SCALE: Final = 1000
 _NOTHING_KNOWN: Final[Mapping[AgentId, Rates]] = {}
 
 _score_of_row = itemgetter(1)
-
-Row = tuple["Agent", int, int, int, int, int]
-"""Node, score, and up to four parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +81,8 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     """Nodes that know a part of its prompt: how many tokens (`core.affinity`)."""
     news: int | None = None
     """Number that rises whenever a model comes into some node's memory (`core.inventory.News`); None: nobody counts."""
+    changes: int | None = None
+    """As `news`, whenever anything changes there."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -98,6 +100,9 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     there is no such node."""
     spared: bool = False
     """Whether some node that has the model loaded with other options would have been as good, were a reload free."""
+    warm: Glance | None = None
+    """Set by `at_once`: the model is known to be in memory there, with room and with these options, so that nothing stands in the way. It
+    has the rows, when somebody asks for them."""
 
 
 _Warm = tuple[int, Sequence["Agent"], Sequence["Agent"], Rates]
@@ -115,6 +120,11 @@ class Strategy(abc.ABC):
     @abc.abstractmethod
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """The best of `nodes`, which is not empty."""
+
+    def at_once(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice | None:
+        """What `choose` would choose, where that can be told without looking at each node; None: it cannot. The nodes' own `in_flight`
+        must be what `load.on` says."""
+        return None
 
 
 class _Forwarding(Strategy):
@@ -180,6 +190,32 @@ class Auto(Strategy):
         self._displacement = displacement
         self._warm: dict[ModelKey, _Warm] = {}
         """Kept only for speed, as long as nothing came."""
+        self._boards: dict[tuple[ModelKey, str], Board] = {}
+        """Kept only for speed."""
+
+    def at_once(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice | None:
+        key, options, changes = ask.key, ask.options, load.changes
+        if key is None or not ask.needs_slot or changes is None:
+            return None
+        board = self._boards.get((key, options))
+        if board is None or not board.holds(nodes, changes=changes):
+            if len(self._boards) >= BOARDS_MAX:
+                self._boards.clear()
+            board = self._boards[key, options] = Board(key, options, nodes, changes=changes, speeds=self._speeds)
+        glance = board.best(ask.input_tokens, ask.output_tokens, load)
+        if glance is None:
+            return None
+        chosen = glance.chosen
+        return Choice(chosen[0], True, [], 0, chosen[2], warm=glance)
+
+    def check(self, nodes_of: Callable[[ModelKey], Sequence["Agent"]], changes: int) -> None:
+        """Recompute what is kept for speed. `nodes_of`: a model's nodes, as they are given to `at_once`.
+
+        Raises:
+            AssertionError: it differs.
+        """
+        for (key, _), board in self._boards.items():
+            board.check(nodes_of(key), changes=changes)
 
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """Among many nodes first those that have the model in memory: one of them that has room and costs less than any load is the best

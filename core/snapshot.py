@@ -38,6 +38,8 @@ _SHARED: Final = frozenset(("installed_rows", "loaded_rows"))
 """Attributes whose value is replaced as a whole and never changed."""
 _KEYS_ONLY: Final = frozenset(("_explained",))
 """Attributes of which only the keys decide anything: explanations themselves are not kept."""
+_LEFT_OUT: Final = frozenset(("_boards", "drops"))
+"""Attributes that are kept only for speed, and filled anew: they decide nothing."""
 _PLAIN: Final = (type(None), bool, int, float, str, bytes)
 _CALLABLE: Final = (FunctionType, MethodType, BuiltinMethodType)
 _DICTS: Final = (dict, OrderedDict)
@@ -185,7 +187,7 @@ class _Taker:
         return {
             name: tuple(dict.__iter__(part)) if name in _KEYS_ONLY else part if type(part) in atoms else hold(part)
             for name, part in vars(value).items()
-            if not _ties(part)
+            if name not in _LEFT_OUT and not _ties(part)
         }
 
     def _slots(self, names: tuple[str, ...], values: tuple[Any, ...]) -> list[Any]:

@@ -230,3 +230,33 @@ def test_news_are_counted_when_something_comes_into_memory_only() -> None:
         step()
         counts.append(inventory.news.count)
     assert [after - before for before, after in pairwise(counts)] == [1, 1, 0, 0, 1, 0]
+
+
+def test_whatever_changes_in_memory_is_counted_too() -> None:
+    inventory = Inventory()
+    inventory.report_installed([{"name": "m"}, {"name": "n"}])
+    key, other = normalise("m"), normalise("n")
+
+    def report(*rows: dict[str, Any], at: float) -> None:
+        inventory.report_loaded(list(rows), asked_at=Instant(at), now=Instant(at))
+
+    for step, changes in (
+        (lambda: inventory.begins(key, Loading(Instant(1.0), 5.0)), True),
+        (lambda: inventory.breaks_off(key), True),
+        (lambda: inventory.begins(key, Loading(Instant(1.0), 5.0)), True),
+        (lambda: inventory.saw_loaded(key, "", now=Instant(2.0)), True),
+        (lambda: inventory.saw_loaded(key, "", now=Instant(3.0)), False),
+        (lambda: report({"name": "m"}, at=4.0), False),
+        (lambda: report({"name": "m", "context_length": 1}, at=4.5), False),
+        (lambda: report({"name": "m", "context_length": 2}, at=4.6), True),
+        (lambda: report({"name": "m"}, {"name": "n"}, at=5.0), True),
+        (lambda: inventory.begins(other, Loading(Instant(5.5), 5.0)), True),
+        (lambda: report({"name": "m"}, {"name": "n"}, at=5.6), True),
+        (lambda: inventory.saw_unloaded(other, now=Instant(6.0)), True),
+        (lambda: report(at=7.0), True),
+        (lambda: inventory.forget_loaded(now=Instant(8.0)), True),
+        (lambda: inventory.report_installed([{"name": "m"}]), True),
+    ):
+        before = inventory.news.changes
+        step()
+        assert (inventory.news.changes > before) is changes

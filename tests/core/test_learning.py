@@ -179,3 +179,26 @@ def test_rates_are_positive_integers_whatever_was_learned(samples: list[Sample],
         assert min(found.prefill_ns, found.decode_ns, found.load_us) >= 1
         assert found.overhead_us >= 0
         assert all(isinstance(value, int) for value in (found.prefill_ns, found.decode_ns, found.load_us, found.overhead_us))
+
+
+def test_who_keeps_something_made_of_rates_can_read_which_were_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.learning.DROPS_MAX", 2)
+    speeds = Speeds(RouterConfig())
+    one, two = AgentId("one"), AgentId("two")
+    log = speeds.log_of(M)
+    assert speeds.log_of(M) is log
+    speeds.refresh(one)
+    assert log == [], "nothing was known, so nothing was dropped"
+    for node in (one, two):
+        speeds.rates(node, M, size_bytes=1, slots=1)
+    speeds.refresh(two)
+    assert (log, speeds.drops) == ([two], {M: log})
+    speeds.rates(two, M, size_bytes=1, slots=1)
+    speeds.learn(one, M, Sample(service_s=2.0), size_bytes=1)
+    assert log == [two, one]
+    speeds.refresh(two)
+    assert speeds.drops == {}, "it has become too long"
+    log = speeds.log_of(M)
+    speeds.learn(one, M, Sample(output_tokens=9, decode_s=1.0), size_bytes=1)
+    assert speeds.known == {}
+    assert speeds.drops == {}, "the fleet's speeds are others: all of them"

@@ -1,0 +1,226 @@
+"""The nodes that have a model in memory, kept from request to request, so that the next one need not look at each of them anew.
+
+Decides nothing that `core.scoring.Auto.choose` would decide otherwise: where `Board.best` names a node, that is the one which `choose`
+would choose, with room and the same work. Where it cannot be sure of that it names none, and all are looked at as if there were no board.
+What makes a node dearer than its work is not looked at here: a board is of use only where every other node would have to load the model,
+and as long as no load can be the better choice.
+
+A board is made for one model and one set of runner options, and holds as long as `holds` says: the nodes in question are the same (their
+owner makes a new tuple for every change of theirs), nothing came into or left a node's memory (`core.inventory.News`), and the log of
+dropped rates (`core.learning.Speeds.drops`) is the same one; what was added to it since is read first. What changes with every
+request is read from the nodes themselves. Invariant: a board that holds is the one that would be made anew (`check`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from core.learning import Speeds
+from core.units import AgentId, ModelKey
+
+if TYPE_CHECKING:
+    from core.agents import Agent
+    from core.learning import Rates
+    from core.scoring import Load
+
+SHOWN_MAX: Final = 16
+"""Nodes of a board that a choice remembers, to explain it; of more than so many the first half of that, and the chosen one."""
+KINDS_SPARE: Final = 32
+"""Kinds beyond the number of its nodes that a board may have met: one that meets more is made anew."""
+_MOST: Final = 1 << 62
+"""No score."""
+_NOTHING: Final[Mapping[AgentId, int]] = {}
+
+Row = tuple["Agent", int, int, int, int, int]
+"""Node, score, and up to four parts in the order of the strategy's `part_names`. Flat, for one is made per node and request."""
+
+_Kind = tuple[int, int, int, float | None]
+"""What the work of a request is computed from: overhead_us, prefill_ns, decode_ns, and an admin's weight."""
+
+
+class Glance(msgspec.Struct, frozen=True, gc=False):
+    """A choice from a board, as far as an explanation needs it. Made readable only when somebody asks."""
+
+    chosen: Row
+    shown: tuple[tuple["Agent", int, int], ...]
+    """Nodes, each with the number of its kind, and what a load of the model takes there; what is left of other loads is not in it, nor what
+    it would push out."""
+    counts: list[int]
+    """Requests on each of `shown`."""
+    works: list[int]
+    own: Mapping[AgentId, int]
+    """Work on nodes that know a part of the prompt."""
+
+    def rows(self) -> list[Row]:
+        """As `Auto.choose` has them, the chosen one first."""
+        rows: list[Row] = [self.chosen]
+        for (node, kind, load_us), count in zip(self.shown, self.counts, strict=True):
+            if node is not self.chosen[0]:
+                work = self.own.get(node.id, self.works[kind])
+                rows.append((node, (count + 1) * work + load_us, work, count, load_us, 0))
+        return rows
+
+
+class Board:
+    """Of one model and one set of runner options."""
+
+    __slots__ = (
+        "_changes", "_cold", "_cold_us", "_index", "_key", "_kinds", "_log", "_nodes", "_options", "_pairs", "_read", "_shown", "_speeds",
+        "_weighted",
+    )  # fmt: skip
+
+    def __init__(self, key: ModelKey, options: str, nodes: Sequence["Agent"], *, changes: int, speeds: Speeds) -> None:
+        self._key, self._options, self._nodes, self._changes, self._speeds = key, options, nodes, changes, speeds
+        self._pairs: list[tuple[Agent, int]] = []
+        """The nodes that have it in memory with these options, in order, and the number of their kind. Empty: the board is of no use."""
+        self._kinds: dict[_Kind, int] = {}
+        self._index: dict[AgentId, int] = {}
+        self._weighted = False
+        self._cold: dict[AgentId, Agent] = {}
+        self._cold_us = _MOST
+        """The others would have to load it, and that takes at least so long."""
+        self._log = speeds.log_of(key)
+        self._read = len(self._log)
+        self._look_at(nodes)
+        self._show()
+
+    def _look_at(self, nodes: Sequence["Agent"]) -> None:
+        if any(self._is_warm(node) is None for node in nodes):
+            return
+        for node in nodes:
+            if self._is_warm(node):
+                self._index[node.id] = len(self._pairs)
+                self._pairs.append((node, self._kind_of(node)))
+            else:
+                self._cold[node.id] = node
+                self._cold_us = min(self._cold_us, self._rates_of(node).load_us)
+
+    def _is_warm(self, node: "Agent") -> bool | None:
+        """Whether it has the model in memory with these options; False: nothing of it; None: it is loading it, or has other options."""
+        key, inventory = self._key, node.inventory
+        if key in inventory.loading:
+            return None
+        if key not in inventory.resident:
+            return False
+        return True if inventory.options.get(key, "") == self._options else None
+
+    def _show(self) -> None:
+        most = SHOWN_MAX if len(self._nodes) <= SHOWN_MAX else SHOWN_MAX // 2
+        warm = [(node, kind, 0) for node, kind in self._pairs[:most]]
+        cold = [(node, self._kind_of(node), self._rates_of(node).load_us) for node in list(self._cold.values())[: most - len(warm)]]
+        self._shown = (*warm, *cold)
+
+    def holds(self, nodes: Sequence["Agent"], *, changes: int) -> bool:
+        """Whether it is still right for `nodes`, after what it has to read."""
+        if nodes is not self._nodes or changes != self._changes or self._speeds.drops.get(self._key) is not self._log:
+            return False
+        if len(self._log) != self._read:
+            self._read_log()
+            return len(self._kinds) <= len(self._pairs) + KINDS_SPARE
+        return True
+
+    def best(self, input_tokens: int, output_tokens: int, load: "Load") -> Glance | None:
+        """The node that `Auto.choose` would choose, if it has room; None: only `choose` can tell."""
+        if load.ahead and not self._index.keys().isdisjoint(load.ahead):
+            return None
+        works = [
+            overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1
+            for overhead_us, prefill_ns, decode_ns, _ in self._kinds
+        ]
+        if self._weighted:
+            works = [_weighed(work, weight) for work, (_, _, _, weight) in zip(works, self._kinds, strict=True)]
+        best: Agent | None = None
+        least, last = _MOST, 0
+        for node, kind in self._pairs:
+            score = (node.in_flight + node.beyond + 1) * works[kind]
+            if score <= least and (score < least or node.last_chosen < last):
+                best, least, last = node, score, node.last_chosen
+        if best is None:
+            return None
+        own = _NOTHING
+        if load.cached:
+            own = self._own_work(input_tokens, output_tokens, load.cached)
+            best, least = self._best_of(own, best, least)
+        node_id = best.id
+        here = best.in_flight
+        key = self._key
+        if (
+            least > self._cold_us
+            or load.of_model.get(node_id, 0) >= best.limits.get(key, best.slots) + (key in best.probes)
+            or (best.max_concurrent is not None and here >= best.max_concurrent)
+        ):
+            return None
+        count = here + best.beyond
+        chosen = (best, least, least // (count + 1), count, 0, 0)
+        return Glance(chosen, self._shown, [node.in_flight + node.beyond for node, _, _ in self._shown], works, own)
+
+    def check(self, nodes: Sequence["Agent"], *, changes: int) -> None:
+        """If it holds, it is the one that would be made now.
+
+        Raises:
+            AssertionError: it is not.
+        """
+        if len(self._log) != self._read or not self.holds(nodes, changes=changes):  # to read the log would have rates computed
+            return
+        what = f"R19: the board of {self._key} {self._options}"
+        found = {node.id: self._is_warm(node) for node in nodes}
+        if None in found.values():
+            assert not self._pairs, f"{what} is of use, though a node is loading the model or has other options"
+            return
+        assert [node.id for node, _ in self._pairs] == [node_id for node_id, warm in found.items() if warm], f"{what} has other nodes"
+        kinds = list(self._kinds)
+        for node, kind in self._pairs:
+            rates = self._rates_of(node)
+            now = (rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight)
+            assert kinds[kind] == now, f"{what} takes {node.name} for {kinds[kind]}, not {now}"
+        cold_us = min((self._rates_of(node).load_us for node in self._cold.values()), default=_MOST)
+        assert self._cold_us <= cold_us, f"{what} takes a load for dearer than it is"
+
+    def _own_work(self, input_tokens: int, output_tokens: int, cached: Mapping[AgentId, int]) -> dict[AgentId, int]:
+        """The work on nodes that know a part of the prompt already."""
+        own: dict[AgentId, int] = {}
+        kinds = list(self._kinds)
+        for node_id, tokens in cached.items():
+            at = self._index.get(node_id)
+            if at is not None:
+                overhead_us, prefill_ns, decode_ns, weight = kinds[self._pairs[at][1]]
+                work = overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1
+                own[node_id] = _weighed(work - tokens * prefill_ns // 1000, weight)
+        return own
+
+    def _best_of(self, own: Mapping[AgentId, int], best: "Agent", least: int) -> tuple["Agent", int]:
+        """The best of all, where `best` is that without what nodes know of the prompt."""
+        first = (least, best.last_chosen, self._index[best.id])
+        for node_id, work in own.items():
+            at = self._index[node_id]
+            node = self._pairs[at][0]
+            first = min(first, ((node.in_flight + node.beyond + 1) * work, node.last_chosen, at))
+        return self._pairs[first[2]][0], first[0]
+
+    def _read_log(self) -> None:
+        """Rates of some nodes were dropped: take the new ones."""
+        for agent_id in self._log[self._read :]:
+            at, cold = self._index.get(agent_id), self._cold.get(agent_id)
+            if at is not None:
+                node = self._pairs[at][0]
+                self._pairs[at] = (node, self._kind_of(node))
+            elif cold is not None:
+                self._cold_us = min(self._cold_us, self._rates_of(cold).load_us)
+        self._read = len(self._log)
+        self._show()
+
+    def _kind_of(self, node: "Agent") -> int:
+        rates = self._rates_of(node)
+        self._weighted = self._weighted or node.weight is not None
+        kind = (rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight)
+        return self._kinds.setdefault(kind, len(self._kinds))
+
+    def _rates_of(self, node: "Agent") -> "Rates":
+        key = self._key
+        return self._speeds.rates(node.id, key, size_bytes=node.inventory.installed[key].size_bytes, slots=node.slots_for(key))
+
+
+def _weighed(work: int, weight: float | None) -> int:
+    """As an admin weighs the node."""
+    return work if weight is None else int(work / weight) + 1
