@@ -23,12 +23,15 @@ help:
 run: $(VENV)/.stamp-run
 	@exec $(VENV)/bin/ollama-router up
 
-# The tests of the core's modules are run once, module by module, where their coverage is measured; pytest runs all others.
+# The tests of the core's modules are run once, module by module, where their coverage is measured; pytest runs all others. It mostly waits
+# for sockets and processes: what only computes runs beside it, and yields to it.
+SEED = seed=$$(git rev-parse --verify --quiet --short=12 HEAD 2>/dev/null) || { seed=1; echo "No commit to take a seed from: the worlds of seed 1."; }
+
 test: lint clients debian-packages
-	$(PY) -m pytest $$($(PY) -m tests.house.coverage_by_module --ignores)
-	$(PY) -m tests.house.coverage_by_module
-	@seed=$$(git rev-parse --verify --quiet --short=12 HEAD 2>/dev/null) || { seed=1; echo "No commit to take a seed from: the worlds of seed 1."; }; \
-	$(PY) -m core.simulation --seed $$seed --seeds 40 --steps 2000
+	@$(PY) -m tests.house.beside --log build/beside.txt \
+	  --beside '$(PY) -m tests.house.coverage_by_module' \
+	  --beside '$(SEED); $(PY) -m core.simulation --seed $$seed --seeds 40 --steps 2000' \
+	  -- $(PY) -m pytest $$($(PY) -m tests.house.coverage_by_module --ignores)
 
 check: lint
 	$(PY) -m tests.house.coverage_by_module
