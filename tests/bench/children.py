@@ -132,7 +132,8 @@ class Child:
 
 def _descendants(pid: int) -> list[int]:
     try:
-        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        tasks = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]  # whichever thread started them
+        children = [int(word) for text in tasks for word in text.split()]
     except OSError:
         return []
     return [found for child in children for found in (child, *_descendants(child))]
