@@ -235,7 +235,8 @@ def _files() -> int:
 
 
 def _listen(address: str, nginx: Nginx, *, tls: bool) -> str:
-    words = [address, f"backlog={BACKLOG}", "so_keepalive=60s:10s:6"]
+    # Without reuseport, connections that come at once often all land at one worker.
+    words = [address, f"backlog={BACKLOG}", "reuseport", "so_keepalive=60s:10s:6"]
     if tls:
         words.append("ssl" if nginx.version >= _HTTP2_DIRECTIVE_SINCE else "ssl http2")
     return " ".join(words)

@@ -6,9 +6,11 @@ request is. Invariants: files that nginx refuses are taken back and not tried ag
 for the old workers end by themselves; nginx has ended when `run` returns.
 """
 
+import errno
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -124,6 +126,7 @@ class Runner:
         """
         directory = self._options.directory
         _see_that_free(directory)
+        _see_that_nobody_listens(self._options.listen)
         facts = None
         with self._waiting:
             facts = await self._first_facts()
@@ -248,3 +251,27 @@ def _see_that_free(directory: Path) -> None:
         return
     if os.fsencode(directory / files.CONFIG) in command:
         raise ConfigError(f"nginx already runs with {directory} (process {pid}); end it with 'kill -QUIT {pid}', or give another --dir")
+
+
+def _see_that_nobody_listens(addresses: Sequence[str]) -> None:
+    """Raises ConfigError when somebody does: nginx would share the port with another nginx of this user, and get half of the clients."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        try:
+            found = socket.getaddrinfo("0.0.0.0" if host == "*" else host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError:
+            continue  # nginx says so itself
+        if any(_is_taken(family, where) for family, _, _, _, where in found):
+            raise ConfigError(f"--listen: somebody listens on {address} already; choose another, or end that")
+
+
+def _is_taken(family: int, where: object) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before do not matter
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(where)  # type: ignore[arg-type]
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE  # whatever else it is nginx says itself
+    return False

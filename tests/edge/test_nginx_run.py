@@ -1,5 +1,6 @@
 """Running nginx: when it gets new files (on virtual time), that it is a real one, and what the commands say."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -360,6 +361,16 @@ async def test_a_second_nginx_with_the_same_files_is_refused() -> None:
     async with a_place(held) as (place, _):
         with pytest.raises(ConfigError, match=r"nginx already runs with .*kill -QUIT"):
             await place.runner.run()
+
+
+@pytest.mark.slow
+async def test_a_second_nginx_on_the_same_port_is_refused(tmp_path: Path) -> None:
+    async with a_place(held) as (place, _):
+        (address,) = place.runner._options.listen
+        for listen in (address, f"localhost:{place.port}"):
+            options = dataclasses.replace(place.runner._options, listen=(listen,), directory=tmp_path)
+            with pytest.raises(ConfigError, match=f"somebody listens on {listen} already"):
+                await Runner(options, installed(), say=place.lines.append).run()
 
 
 @pytest.mark.slow
