@@ -48,36 +48,30 @@ class Holder(Interface):
         """The wait is over."""
 
 
-class Carried(Desk):
+class Carried(Desk, eq=False, kw_only=True):
     """One request, and its desk. `holder` is set while its answer is held back."""
 
-    __slots__ = (
-        "agent_id", "connection", "cut", "direct", "forward", "freed", "gone", "handed", "holder", "lease_id", "route", "since", "stream",
-    )  # fmt: skip
-
-    def __init__(self, request_id: RequestId, route: Route, stream: bool) -> None:
-        super().__init__(request_id)
-        self.route = route
-        self.stream = stream
-        self.holder: Holder | None = None
-        self.forward: Forward | None = None
-        """What nginx carries out, or was to."""
-        self.lease_id: LeaseId | None = None
-        self.agent_id: AgentId | None = None
-        self.since = 0.0
-        """When nginx was told the node."""
-        self.direct = False
-        """The node has no gateway: what nginx says is all that will be known."""
-        self.handed = False
-        """The embedded edge is to go on with it, without nginx having tried a node."""
-        self.freed = False
-        """nginx said that it is over, so nobody will come for it; the gateway may still tell more."""
-        self.gone = False
-        """The router gave its attempt up: nothing keeps its lease alive, and it may be over already."""
-        self.connection: bytes | None = None
-        """nginx's name of its client's connection, where requests follow one another on that."""
-        self.cut = ""
-        """What nginx said of the node breaking the answer off."""
+    route: Route
+    stream: bool
+    connection: bytes | None = None
+    """nginx's name of its client's connection, where requests follow one another on that."""
+    holder: Holder | None = None
+    forward: Forward | None = None
+    """What nginx carries out, or was to."""
+    lease_id: LeaseId | None = None
+    agent_id: AgentId | None = None
+    since: float = 0.0
+    """When nginx was told the node."""
+    direct: bool = False
+    """The node has no gateway: what nginx says is all that will be known."""
+    handed: bool = False
+    """The embedded edge is to go on with it, without nginx having tried a node."""
+    freed: bool = False
+    """nginx said that it is over, so nobody will come for it; the gateway may still tell more."""
+    gone: bool = False
+    """The router gave its attempt up: nothing keeps its lease alive, and it may be over already."""
+    cut: str = ""
+    """What nginx said of the node breaking the answer off."""
 
     def put(self, effect: RequestEffect) -> None:
         """Leave `effect` here; who waits for it is told at once."""
@@ -111,7 +105,8 @@ class Handover:
     ) -> None:
         self.secret = secret
         self.now = now
-        self.table: dict[RequestId, Carried] = {}
+        self.table: dict[str, Carried] = {}
+        """By request id."""
         self.late = 0
         """Takeovers of requests that were not here any more."""
         self._decider = decider
@@ -180,7 +175,7 @@ class Handover:
         secret, _, name = takeover.partition(b" ")
         if not hmac.compare_digest(secret, self.secret) or not name:
             return None
-        carried = self.table.get(RequestId(name.decode("ascii", "replace")))
+        carried = self.table.get(name.decode("ascii", "replace"))
         if carried is None or carried.holder is not None or carried.freed or carried.route is not route:
             self.late += 1
             return None

@@ -32,7 +32,7 @@ from edge.desk import Answer
 from edge.handover import Carried, Decides, Handover
 from edge.headers import host_of, safe_value
 from edge.tally import Tally
-from edge.wire_heads import HttpError, RequestHead, parse_request_head
+from edge.wire_heads import HttpError, parse_request_head
 
 TURN_S: Final = 0.002
 """So long at most without giving way to other tasks."""
@@ -47,7 +47,11 @@ EVENTS_MAX: Final = 256
 ACCEPTS_IN_A_ROW: Final = 64
 BACKLOG: Final = 1024
 WAYS_MAX: Final = 4096
+HEADS_MAX: Final = 1024
+KNOWN_HEAD_MAX_BYTES: Final = 2 << 10
 
+_LENGTH: Final = b"\r\nContent-Length: "
+_CONNECTION: Final = b"\r\nX-Connection: "
 _CLOSED: Final = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 _READ: Final = getattr(select, "EPOLLIN", 0)
 
@@ -82,6 +86,23 @@ class Asked:
         self.fields = fields
 
 
+class _Head:
+    """A head but for its body's length and the client's connection, and what follows from it. nginx sends few, each many times.
+
+    `client`: who asks, where that and the permission to ask follow from the head; None: the rules are to be asked.
+    """
+
+    __slots__ = ("asked", "client", "explains", "is_post", "route", "target")
+
+    def __init__(self, method: str, target: bytes, fields: dict[bytes, bytes], rules: "Rules") -> None:
+        self.target = target
+        self.is_post = method == "POST"
+        self.route = _ROUTES.get(target)
+        self.explains = b"x-explain" in fields
+        self.asked = Asked(fields.get(b"x-peer", b"").decode("latin-1"), target.decode("latin-1"), fields)
+        self.client = None if self.route is None else rules.lasting_client(self.asked, self.asked)
+
+
 class Rules(Interface):
     """What the selection asks of `servers.access.Access`."""
 
@@ -90,6 +111,8 @@ class Rules(Interface):
     def client_of(self, peer: Asked, asked: Asked, /) -> str: ...
 
     def judge_model(self, client: str, model: str | None, /, *, told_once: bool) -> Denied | None: ...
+
+    def lasting_client(self, peer: Asked, asked: Asked, /) -> str | None: ...
 
 
 class Records(Interface):
@@ -208,11 +231,12 @@ class Selection:
         self._credential_of = credential_of
         self._nodes = nodes
         self._report = report
-        self._aliases = aliases
+        self._aliases = aliases or None
         self._records = records
         self._tally = tally
         self._direct = direct
         self._ways: dict[Upstream, _Way | None] = {}
+        self._heads: dict[bytes, _Head] = {}
         self._conns: dict[int, _Connection] = {}
         self._others: dict[int, Callable[[], None]] = {}
         self.decided = 0
@@ -325,15 +349,17 @@ class Selection:
                     if len(data) > HEAD_MAX_BYTES:
                         raise HttpError(431, "a head that is too long")
                     break
-                head = parse_request_head(data[:end])
-                length = head.content_length or 0
-                if head.chunked or length > BODY_MAX_BYTES:
+                head, connection, length = self._read_head(data, end)
+                if length > BODY_MAX_BYTES:
                     raise HttpError(413, "a body that does not belong here")
-                if len(data) < end + length:
+                whole = end + length
+                if len(data) < whole:
                     break
-                body = data[end : end + length]
-                data = data[end + length :]
-                answer = self._decide(conn, head, body, granted)
+                if len(data) == whole:
+                    body, data = data[end:], b""
+                else:
+                    body, data = data[end:whole], data[whole:]
+                answer = self._decide(conn, head, connection, body, granted)
                 if answer is None:
                     if data:
                         raise HttpError(400, "a request before the last one was answered")
@@ -344,28 +370,58 @@ class Selection:
             if out:
                 conn.send(out[0] if len(out) == 1 else b"".join(out), granted)
 
+    def _read_head(self, data: bytes, end: int) -> tuple[_Head, bytes | None, int]:
+        """The head that ends at `end`, its client's connection, and its body's length. Raises HttpError."""
+        at = data.rfind(_LENGTH, 0, end)
+        key, named = b"", None
+        if at > 0:
+            digits = at + len(_LENGTH)
+            rest = data.find(b"\r\n", digits)
+            told = data[digits:rest]
+            cut = data.find(_CONNECTION, 0, at)
+            if cut > 0:
+                name = cut + len(_CONNECTION)
+                stop = data.find(b"\r\n", name)
+                key, named = data[:cut] + data[stop:at] + data[rest:end], data[name:stop]
+            else:
+                key = data[:at] + data[rest:end]
+            known = self._heads.get(key)
+            if known is not None and told.isdigit() and len(told) < 19:
+                return known, named, int(told)
+        head = parse_request_head(data[:end])
+        if head.chunked:
+            raise HttpError(413, "a body that does not belong here")
+        fields = dict(head.fields)
+        connection = fields.pop(b"x-connection", None)
+        read = _Head(head.method, head.target, fields, self._rules)
+        if key and named == connection and b"content-length" not in fields and len(key) <= KNOWN_HEAD_MAX_BYTES:
+            if len(self._heads) >= HEADS_MAX:
+                self._heads.clear()
+            self._heads[key] = read
+        return read, connection, head.content_length or 0
+
     # ------------------------------------------------------------ one request
 
-    def _decide(self, conn: _Connection, head: RequestHead, body: bytes, granted: list[Carried]) -> bytes | None:
+    def _decide(self, conn: _Connection, head: _Head, connection: bytes | None, body: bytes, granted: list[Carried]) -> bytes | None:
         """The answer; None: it is held back."""
-        path, fields = head.target, head.fields
-        route = _ROUTES.get(path)
-        if head.method != "POST":
-            return self._tell_nodes() if path == b"/nodes" else _NOT_HERE
-        if route is None or b"x-explain" in fields:
+        route, asked, client = head.route, head.asked, head.client
+        if not head.is_post:
+            return self._tell_nodes() if head.target == b"/nodes" else _NOT_HERE
+        if route is None or head.explains:
             return _TO_COORDINATOR
         facts = inspect_ordinary(route, body)
-        model = None if facts is None else facts.model
-        if facts is None or facts.unload or (self._aliases and self._aliases.models(model)):
+        if facts is None or facts.unload:
             return _TO_COORDINATOR
-        rules = self._rules
-        asked = Asked(fields.get(b"x-peer", b"").decode("latin-1"), path.decode("latin-1"), fields)
-        client = rules.client_of(asked, asked)
-        if rules.judge_model(client, model, told_once=facts.named_once) is not None or rules.gate(asked, asked) is not None:
-            return _TO_COORDINATOR  # which says why
+        model = facts.model
+        if self._aliases and self._aliases.models(model):
+            return _TO_COORDINATOR
+        if client is None:
+            rules = self._rules
+            client = rules.client_of(asked, asked)
+            if rules.judge_model(client, model, told_once=facts.named_once) is not None or rules.gate(asked, asked) is not None:
+                return _TO_COORDINATOR  # which says why
         request_id = self._new_id()
-        carried = Carried(request_id, route, facts.stream)
-        carried.connection = fields.get(b"x-connection")
+        carried = Carried(request_id, route=route, stream=facts.stream, connection=connection)
         if self._records is not None:
             self._records.open(request_id, asked, asked, route, stream=facts.stream, edge=EDGE_NGINX)
         self._handover.add(carried)

@@ -7,6 +7,7 @@ Invariants: each request is settled once; an agent ends only what is on itself; 
 line or a report that is lost changes nothing but when the end is known; what nobody reports ends with its lease.
 """
 
+import functools
 import re
 import socket
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ READS_IN_A_ROW: Final = 64
 CLIENT_LEFT: Final = 499
 LINE_FIELDS: Final = 8
 
+_COMMON: Final = re.compile(rb"([!-~]{1,200}) (\d{3}) [-\d]+ (\d{1,18}) [-.\d]+ ([-.\d]{1,15}) ([-.\d]{1,15}) (?:(OK)|-|)\n?")
+"""The line of a request for which one node was asked, and that was sent there at once."""
 _CUT: Final = re.compile(
     rb"<\d+>.{15} cut: (?:\d\S* \S+ )?\[\w+\] (\d+)#\d+: \*(\d+) "
     rb"(?:([^,]{1,200}) while reading upstream|(upstream [^,]{1,200}) while sending to client), "
@@ -68,6 +71,10 @@ def read_line(data: bytes) -> Seen | None:
     answer, and `OK` when it was complete; `-` or nothing where there is none, "a, b" where several nodes were asked: the last one counts.
     """
     _, colon, line = data.partition(b": ")
+    common = _COMMON.fullmatch(line)
+    if common is not None:
+        lease_id, status, size, header_s, response_s, completed = common.groups()
+        return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed is not None)
     fields = (line if colon else data).strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
     if len(fields) == LINE_FIELDS - 1:
         fields.append(b"")  # not completed
@@ -79,6 +86,7 @@ def read_line(data: bytes) -> Seen | None:
     return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed == b"OK")
 
 
+@functools.lru_cache(maxsize=4096)
 def _ms(value: bytes) -> float | None:
     last = value.rpartition(b",")[2]
     whole, _, part = last.partition(b".")
@@ -129,7 +137,7 @@ class Tally:
         if seen is None:
             self._take_error(data)
             return
-        carried = self._handover.table.get(RequestId(seen.lease_id.partition("/")[0]))
+        carried = self._handover.table.get(seen.lease_id.partition("/")[0])
         if carried is None or carried.lease_id != seen.lease_id or carried.handed or carried.freed:
             self.unknown += 1
         elif carried.direct:
@@ -171,7 +179,7 @@ class Tally:
         """What an agent says of requests at its gateway."""
         table = self._handover.table
         for report in reports:
-            carried = table.get(RequestId(report.request_id))
+            carried = table.get(report.request_id)
             if carried is None or carried.agent_id != agent_id or carried.handed or carried.direct or carried.holder is not None:
                 self.unknown += 1
                 continue

@@ -156,6 +156,13 @@ class Access:
             return "user:" + fields[USER_HEADER][:CLIENT_NAME_MAX].decode("utf-8", "replace")
         return conn.peer_host if FORWARDING.isdisjoint(fields) else self.address_of(conn, head)
 
+    def lasting_client(self, conn: Peer, head: Asks) -> str | None:
+        """`client_of`, where that and the permission follow from this head and the settings alone; None: ask for each request."""
+        if b"authorization" in head.fields or b"x-api-key" in head.fields or self.gate(conn, head) is not None:
+            return None
+        client = self.client_of(conn, head)
+        return None if client.startswith(KEYED) else client
+
     def address_of(self, conn: Peer, head: Asks) -> str:
         """The real client's address, as far as trusted proxies tell it."""
         fields = head.fields

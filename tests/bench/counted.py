@@ -61,11 +61,11 @@ def _select(tally: tuple[str, int], lines: list[socket.socket], times: int) -> N
     body = request_body(SMALL)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log:
         log.connect(tally)
-        for turn in range(times):
+        for _ in range(times):
             for number, line in enumerate(lines):
                 head = (
-                    f"POST /select HTTP/1.1\r\nHost: selection\r\nX-Path: /api/chat\r\nX-Peer: 127.0.0.1\r\n"
-                    f"X-Connection: 4711-{turn * len(lines) + number}\r\nContent-Length: {len(body)}\r\n\r\n"
+                    f"POST /api/chat HTTP/1.1\r\nHost: selection\r\nX-Peer: 127.0.0.1\r\n"
+                    f"X-Connection: 4711-{number}\r\nContent-Length: {len(body)}\r\n\r\n"
                 )
                 line.sendall(head.encode() + body)
             for line in lines:

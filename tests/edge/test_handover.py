@@ -20,7 +20,7 @@ class Parts:
     def __init__(self) -> None:
         self.router = ScriptedRouter()
         self.handover = Handover(self.router, secret=SECRET, lives=self.router.lives, now=lambda: self.router.now)
-        self.carried = Carried(R, Route.CHAT, True)
+        self.carried = Carried(R, route=Route.CHAT, stream=True)
         self.handover.add(self.carried)
         self.router.apply(RequestCame(request_id=R, route=Route.CHAT, model="m"))
 

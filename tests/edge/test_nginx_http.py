@@ -487,7 +487,7 @@ async def test_that_a_node_broke_an_answer_off_is_told_before_its_line(stage: St
     stage.answers = how  # type: ignore[assignment]
     assert not (await ask(stage.port, "POST", "/api/chat", BODY)).whole
     await wait_until(lambda: stage.tally, what="the line of the log")
-    router, carried = ScriptedRouter(), Carried(RequestId(REQUEST_ID), Route.CHAT, True)
+    router, carried = ScriptedRouter(), Carried(RequestId(REQUEST_ID), route=Route.CHAT, stream=True)
     carried.connection = stage.selection[0].fields["x-connection"].encode()
     handover = Handover(router, secret=b"s", lives=router.lives, now=lambda: 0.0)
     handover.add(carried)

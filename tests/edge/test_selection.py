@@ -39,6 +39,9 @@ class Rules:
     def client_of(self, peer: Asked, asked: Asked) -> str:
         return asked.fields.get(b"x-api-key", peer.peer_host.encode()).decode()
 
+    def lasting_client(self, peer: Asked, asked: Asked) -> str | None:
+        return None if b"x-api-key" in asked.fields or peer.peer_host == "stranger" else self.client_of(peer, asked)
+
     def judge_model(self, client: str, model: str | None, *, told_once: bool) -> Denied | None:
         return Denied(status=403, text="not this model") if client == "limited" else None
 
@@ -252,6 +255,44 @@ async def test_requests_may_come_in_pieces_and_several_at_once() -> None:
         while data.count(b"\r\n\r\n") < 4:
             data += await select.stream.receive_some()
         assert [f"r{number}/1".encode() in data for number in range(1, 5)] == [True] * 4
+
+
+async def test_heads_are_read_once_but_for_what_differs() -> None:
+    async with an_endpoint(*[forward_to()] * 8) as (endpoint, select):
+        heads = [
+            (b"X-Peer: p\r\nX-Connection: 1\r\n", b"Content-Length", "p", b"1"),
+            (b"X-Peer: p\r\nX-Connection: 2\r\n", b"Content-Length", "p", b"2"),
+            (b"X-Peer: p\r\n", b"Content-Length", "p", None),
+            (b"X-Peer: q\r\nX-Connection: 2\r\n", b"Content-Length", "q", b"2"),
+            (b"X-Peer: p\r\nx-connection: 3\r\n", b"content-length", "p", b"3"),
+            (b"X-Peer: p\r\nx-connection: 3\r\n", b"Content-Length", "p", b"3"),
+            (b"X-Peer: p\r\nx-connection: 3\r\n", b"Content-Length", "p", b"3"),
+            (b"X-Peer: p\r\nX-Api-Key: k\r\nX-Connection: 2\r\n", b"Content-Length", "k", b"2"),
+        ]
+        for number, (lines, length, client, connection) in enumerate(heads):
+            body = json.dumps({**CHAT, "x": "y" * number}).encode()
+            data = b"POST %b HTTP/1.1\r\nHost: s\r\n%b%b: %d\r\n\r\n%b" % (PATH.encode(), lines, length, len(body), body)
+            await select.stream.send_all(data)
+            assert (await select.answer()).status == 200, data
+            assert endpoint.came()[-1].client == client
+            assert endpoint.handover.table[f"r{number}"].connection == connection
+        assert len(endpoint.selection._heads) == 3, "those whose connection is where nginx writes it"
+
+
+@pytest.mark.parametrize(
+    "lines", [b"Content-Length: 5\r\nContent-Length: %d\r\n", b"Content-Length: +%d\r\n", b"Content-Length: %d5555555555555555555\r\n"]
+)
+async def test_a_head_that_is_known_but_for_a_bad_length_is_not_taken_for_it(lines: bytes) -> None:
+    async with an_endpoint(*[forward_to()] * 3) as (endpoint, select):
+        assert (await select.select(PATH, CHAT)).status == 200
+        body = json.dumps(CHAT).encode()
+        try:
+            for told in (b"Content-Length: %d\r\n", lines):
+                await select.stream.send_all(b"POST /api/chat HTTP/1.1\r\nHost: s\r\nX-Peer: p\r\n" + told % len(body) + b"\r\n" + body)
+                assert (await select.answer()).status == (0 if told is lines else 200)
+        except trio.BrokenResourceError:
+            pass
+        await wait_until(lambda: endpoint.selection.connections == 0, what="the connection's end")
 
 
 async def test_the_largest_body_is_read() -> None:

@@ -27,7 +27,7 @@ class Parts:
 
     def out(self, name: str = "r", *, direct: bool = False, connection: bytes | None = None) -> Carried:
         """A request that nginx was given a node for."""
-        carried = Carried(RequestId(name), Route.CHAT, True)
+        carried = Carried(RequestId(name), route=Route.CHAT, stream=True)
         carried.lease_id, carried.agent_id, carried.direct, carried.connection = LeaseId(f"{name}/1"), HERE, direct, connection
         carried.since = self.router.now
         self.handover.add(carried)
@@ -56,6 +56,18 @@ def test_a_line_is_read() -> None:
     assert read_line(b"r/1 499 - 0 1.0 - -") == Seen("r/1", 499, 0, None, None, False)
     assert read_line(b"<190>x nginx: r/1 200 502, 200 9 1.0 0.1, 0.3 0.2, 0.5 OK") == Seen("r/1", 200, 9, 300.0, 500.0, True)
     assert read_line(b"<190>x nginx: r/1 200 502 : 200 9 1.0 - : 0.3 0.2 : 0.5 OK") == Seen("r/1", 200, 9, 300.0, 500.0, True)
+
+
+@given(
+    st.sampled_from([b"r/1", b"r-2/17", b"", b"a b"]),
+    st.sampled_from([b"200", b"499", b"20"]),
+    st.sampled_from([b"0", b"12", b"-1", b"9" * 19]),
+    st.lists(st.sampled_from([b"-", b"0.001", b"1.5.2", b".", b"12", b"0.1, 0.2", b""]), min_size=2, max_size=2),
+    st.sampled_from([b" OK", b" -", b" ", b"", b" OK-", b" OK \n", b" OK\n"]),
+)
+def test_the_commonest_lines_are_read_as_all_are(lease: bytes, status: bytes, size: bytes, times: list[bytes], end: bytes) -> None:
+    line = b" ".join((lease, status, b"200", size, b"0.010", *times)) + end
+    assert read_line(b"<190>x nginx: " + line) == read_line(line), "without the beginning it is read the longer way"
 
 
 @pytest.mark.parametrize(

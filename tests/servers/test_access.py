@@ -310,6 +310,27 @@ def test_clients_queue_under_their_own_name(peer: str, fields: dict[str, str], c
     assert House().access.client_of(conn, head) == client
 
 
+@pytest.mark.parametrize(
+    ("peer", "fields", "client"),
+    [
+        ("192.168.1.20", {}, "192.168.1.20"),
+        ("127.0.0.1", {"x_openwebui_user_id": "u1", "x_forwarded_for": "10.0.0.9"}, "user:u1"),
+        ("127.0.0.1", {"x_forwarded_for": "10.0.0.9"}, "10.0.0.9"),
+        ("192.168.1.20", {"authorization": "Bearer x"}, None),
+        ("192.168.1.20", {"x_api_key": "x"}, None),
+        ("203.0.113.9", {}, None),
+        ("key:k", {}, None),
+    ],
+)
+def test_who_is_judged_once_for_all(peer: str, fields: dict[str, str], client: str | None) -> None:
+    conn: Any = Conn(peer)
+    head: Any = Head(**fields)
+    access = House().access
+    assert access.lasting_client(conn, head) == client
+    if client is not None:
+        assert (access.gate(conn, head), access.client_of(conn, head)) == (None, client)
+
+
 # ---------------------------------------------------------------- where nodes may be
 
 
