@@ -14,6 +14,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import msgspec
 import structlog
 from quart import Response, g, request
+from quart.routing import QuartRule
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -93,9 +94,23 @@ class Web:
     """None: there is no nginx edge, so nothing can be known of what is reported."""
 
 
+class _Path(QuartRule):
+    """A path. What makes URLs of it is compiled when it is asked for, which is never: that is most of what an app costs."""
+
+    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        compiled = super()._compile_builder
+
+        def build(path: "_Path", /, **values: Any) -> tuple[str, str]:
+            made: tuple[str, str] = compiled(append_unknown).__get__(path)(**values)
+            return made
+
+        return build
+
+
 def make_app(web: Web) -> QuartTrio:
     """The app without routes; modules of this package add theirs."""
     app = QuartTrio("servers.web", static_folder=None)
+    app.url_rule_class = _Path
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX_BYTES

@@ -22,6 +22,7 @@ from servers.coordinator import Coordinator
 from servers.settings import load
 from tests.fleet.edges import Agent, Edge, RunningNginx, behind_nginx, current, with_gateways
 from tests.fleet.rawhttp import Answer, Caller, Handler, Hangup, RawServer, Talk, ask, talk, wait_until
+from tests.servers.store.migrated import put_database
 
 ROOT = Path(__file__).parents[2]
 Body = bytes | Mapping[str, Any]
@@ -218,6 +219,7 @@ async def open_fleet(nodes: Iterable[int] | Mapping[str, int] = (), **settings: 
         if edge is Edge.DIRECT:
             environ["ROUTER_NGINX_DIRECT"] = "true"
         async with trio.open_nursery() as nursery:
+            put_database(Path(place))
             coordinator = Coordinator(load({**environ, **settings}))
             await nursery.start(coordinator.run)
             fleet = Fleet(coordinator, coordinator.ports[0], Path(place), nursery)

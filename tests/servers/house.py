@@ -26,6 +26,7 @@ from servers.moves import Moves
 from servers.poller import Poller
 from servers.settings import Settings
 from servers.tokens import Tokens
+from tests.servers.store.migrated import put_database
 
 ADMIN = "the-admin-token"
 REGISTRATION = {
@@ -68,6 +69,7 @@ class House:
         self.moves = Moves(self.driver, Pool(Watch()), credential_of=self.tokens.credential_of, say=sinks.note)
         self.listening = True
         self.data = Path(tempfile.mkdtemp(prefix="web-"))
+        put_database(self.data)
         self.memory = Memory(settings, self.data)
         self.memory.restore(access, self.tokens)
         self.web = Web(

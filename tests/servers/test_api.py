@@ -529,3 +529,9 @@ async def test_time_is_the_drivers(house: House) -> None:
     before: Instant = house.driver.now()
     await trio.lowlevel.checkpoint()
     assert house.driver.now() >= before
+
+
+async def test_paths_can_be_made_of_their_parts(house: House) -> None:
+    paths = house.app.url_map.bind("localhost")
+    made = {rule.rule: paths.build(rule.endpoint, dict.fromkeys(rule.arguments, "a b")) for rule in house.app.url_map.iter_rules()}
+    assert {path: re.sub("<[^>]*>", "a%20b", path) for path in made} == made
