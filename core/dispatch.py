@@ -95,6 +95,7 @@ class Dispatcher:
         beside another one."""
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
+        self._on = self.ledger.by_agent()
         self.obstacles = Obstacles(self.ledger, displacement, speeds, makes_room=strategy.makes_room)
         self.affinity = Affinity(registry.get)
         self.leaks = Leaks(self.ledger, self.requests, speeds)
@@ -188,19 +189,21 @@ class Dispatcher:
         request.lease_id = None
         agent = request.agent
         assert agent is not None, "a lease without a node"
-        agent.in_flight = self.ledger.in_flight(agent.id)
-        if request.ask.key is not None and not self.ledger.of_model(request.ask.key).get(agent.id):
-            agent.inventory.used_at[request.ask.key] = now
-        if self.leaks.active:
-            self.leaks.ended(request, agent, now=now)
-        loading = agent.inventory.loading
+        agent_id, key, inventory = agent.id, request.ask.key, agent.inventory
+        agent.in_flight = in_flight = len(self._on.get(agent_id, ()))
+        if key is not None and not (in_flight and self.ledger.of_model(key).get(agent_id)):
+            inventory.used_at[key] = now
+        leaks = self.leaks
+        if leaks.flagged or leaks.watched:
+            leaks.ended(request, agent, now=now)
+        loading = inventory.loading
         if loading and request.first_byte_at is None and request.key in loading:
             # Ollama gives up a load whose first request leaves, and starts it again for whoever waits for it.
-            if not self.ledger.of_model(request.key).get(agent.id):
-                agent.inventory.breaks_off(request.key)
+            if not self.ledger.of_model(request.key).get(agent_id):
+                inventory.breaks_off(request.key)
             elif request.cold:
                 loading[request.key] = Loading(now, loading[request.key].expected_s, loading[request.key].options)
-        if agent.state is _DRAINING and not self.ledger.in_flight(agent.id):
+        if not in_flight and agent.state is _DRAINING:
             effects += self._registry.emptied(agent)
 
     def give_up(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
@@ -280,7 +283,7 @@ class Dispatcher:
             request.barred = {}
         if self.obstacles.barriers and request.ask.needs_slot:
             nodes = tuple(node for node in nodes if not self.obstacles.keeps_away(request, node))
-        if self.leaks.quarantines:
+        if self.leaks.quarantine:
             nodes = tuple(node for node in nodes if not self.leaks.quarantined(node.id, request.key))
         if request.came.unload:
             nodes = tuple(node for node in nodes if request.key in node.inventory.resident) or nodes
@@ -355,11 +358,12 @@ class Dispatcher:
             agent.inventory.saw_unloaded(victim, now=now)
         key = request.ask.key
         request_id, agent_id = request.id, agent.id
-        self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
-        agent.in_flight = self.ledger.in_flight(agent_id)
+        beside = self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
+        agent.in_flight = len(self._on[agent_id])
         if key is not None and request.ask.needs_slot:
-            request.beside = self.ledger.of_model(key)[agent_id]
-            slots.sent(agent, key, request.beside, now=now)
+            request.beside = beside
+            if beside >= agent.limits.get(key, agent.slots):
+                slots.sent(agent, key, beside, now=now)
         self._chosen += 1
         agent.last_chosen = self._chosen
         request.cold = False
@@ -368,7 +372,7 @@ class Dispatcher:
             raised = agent.inventory.raised(key, request.ask.options) if request.ask.options else None
             if choice.warm is None:
                 self._begin_load(request, agent, key, effects, now=now)
-        if self.leaks.active:
+        if self.leaks.flagged:
             self.leaks.began(request, agent, now=now)
         if not self._health.quiet:
             self._health.began(agent_id, request.key, request_id)

@@ -20,6 +20,7 @@ import msgspec
 
 from core.config import RouterConfig
 from core.events import Failure
+from core.leases import Wake
 from core.units import NEVER, AgentId, Instant, ModelKey, RequestId
 
 
@@ -157,12 +158,18 @@ class Health:
         self._ejected: dict[AgentId, dict[ModelKey | None, Ejection]] = {}
         self._past: dict[AgentId, dict[ModelKey | None, _Past]] = {}
         self.earliest = NEVER
-        """When the next pause or ejection runs out: an attribute, for it is read with every event."""
+        """When the next pause or ejection runs out."""
+        self.wake = Wake()
+        """Lowered by each new one."""
+        self.quiet = True
+        """Whether nobody is passed over. An attribute, as the next, for they are read with every request."""
+        self.spotless = True
+        """Whether moreover nothing is held against anybody: a success changes nothing."""
 
-    @property
-    def quiet(self) -> bool:
-        """Whether nobody is passed over."""
-        return not self._pauses and not self._ejected
+    def _sum_up(self) -> None:
+        """Something was added or taken away."""
+        self.quiet = not self._pauses and not self._ejected
+        self.spotless = self.quiet and not self._streaks
 
     def paused_until(self, agent_id: AgentId, key: ModelKey | None, *, now: Instant) -> Instant | None:
         """Until when this model is passed over there for a 503; None when it is not."""
@@ -205,10 +212,11 @@ class Health:
                 del ejected[barred]
             if not ejected:
                 del self._ejected[agent_id]
+        self._sum_up()
 
     def succeeded(self, agent_id: AgentId, key: ModelKey | None) -> None:
         """A request ended well there."""
-        if self.quiet and not self._streaks:
+        if self.spotless:
             return
         self._unpause(agent_id, key)
         self._streaks.pop(agent_id, None)
@@ -218,6 +226,7 @@ class Health:
             ejected.pop(None, None)
             if not ejected:
                 del self._ejected[agent_id]
+        self._sum_up()
 
     def failed(
         self, agent_id: AgentId, key: ModelKey | None, fault: Fault, why: str, *, request_id: RequestId, now: Instant
@@ -241,6 +250,7 @@ class Health:
         at_large = streak.failed >= self._config.eject_after and len(streak.models) > 1
         if streak.undelivered >= self._config.eject_after or at_large or self._is_ejected(agent_id, None):
             new.append(self._eject(agent_id, None, why, now=now))
+        self._sum_up()
         return [ejection for ejection in new if ejection is not None]
 
     def pause(self, agent_id: AgentId, key: ModelKey | None, *, now: Instant) -> None:
@@ -251,6 +261,7 @@ class Health:
         """The node is gone, or a new run of it began: nothing is held against it."""
         for table in (self._streaks, self._pauses, self._ejected, self._past):
             table.pop(agent_id, None)
+        self._sum_up()
 
     def next_deadline(self) -> Instant | None:
         """When the next pause or ejection runs out."""
@@ -266,8 +277,8 @@ class Health:
         return True
 
     def _wake_at(self, until: Instant) -> None:
-        if until < self.earliest:
-            self.earliest = until
+        self.earliest = min(self.earliest, until)
+        self.wake.at = min(self.wake.at, until)
 
     def _pause(self, agent_id: AgentId, key: ModelKey | None, *, now: Instant) -> None:
         pauses = self._pauses.setdefault(agent_id, {})
@@ -277,6 +288,7 @@ class Health:
         length_s = self._config.busy_pause_s if pause is None else min(pause.length_s * 2, self._config.busy_pause_max_s)
         pauses[key] = _Pause(Instant(now + length_s), length_s)
         self._wake_at(pauses[key].until)
+        self._sum_up()
 
     def _unpause(self, agent_id: AgentId, key: ModelKey | None) -> None:
         pauses = self._pauses.get(agent_id)

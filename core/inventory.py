@@ -142,20 +142,25 @@ class Inventory:
                     self.news.changes += 1
         return by_key
 
-    def saw_loaded(self, key: ModelKey, options: str, *, now: Instant) -> None:
+    def saw_loaded(self, key: ModelKey, options: str, *, now: Instant) -> bool:
         """A byte of an answer came from this model: it is in memory, with these runner options. One that was deleted meanwhile counts for
-        nothing: it will be used no more."""
+        nothing: it will be used no more. Returns whether that is new: it was not known to be in memory with these, or was being loaded."""
+        new = key not in self.resident or self.options.get(key) != options or (bool(self.loading) and key in self.loading)
         if key not in self.installed:
-            return
+            return new
         self._seen[key] = (now, True)
-        known = self.options.get(key)
-        if known is None or known != options:
+        if new:
+            self._is_loaded(key, options, now)
+        return new
+
+    def _is_loaded(self, key: ModelKey, options: str, now: Instant) -> None:
+        if self.options.get(key) != options:
             self._other_options(key, options, now)
         if key not in self.resident:
             self.resident[key] = None
             self.news.count += 1
             self.news.changes += 1
-        if self.loading and self.loading.pop(key, None) is not None:
+        if self.loading.pop(key, None) is not None:
             self.news.changes += 1
 
     def begins(self, key: ModelKey, loading: Loading) -> None:

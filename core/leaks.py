@@ -20,7 +20,7 @@ import msgspec
 from core.agents import Agent
 from core.events import Count, Cut, Effect, Note
 from core.learning import Speeds
-from core.leases import Ledger
+from core.leases import Ledger, Wake
 from core.names import display
 from core.requests import Phase, Request
 from core.units import MICROS_PER_S, NEVER, AgentId, Instant, ModelKey, RequestId
@@ -58,24 +58,24 @@ class Leaks:
         self.silence_s = SILENCE_S
         self.flagged: dict[AgentId, dict[ModelKey, _Runner]] = {}
         """Runners that may have leaked; empty nearly always, and then nothing else here need be asked."""
-        self._watched: dict[RequestId, Instant] = {}
-        self._quarantine: dict[tuple[AgentId, ModelKey], dict[RequestId, None]] = {}
+        self.watched: dict[RequestId, Instant] = {}
+        """Requests that may hang, and when to look at them. As long as none is watched and nothing flagged, attempts that begin and end
+        need not be told."""
+        self.quarantine: dict[tuple[AgentId, ModelKey], dict[RequestId, None]] = {}
+        """Runners that are being unloaded, and for which requests."""
+        self.wake = Wake()
+        """Lowered by each request that is watched."""
         self.earliest = NEVER
-        """When the next watched request is to be looked at: an attribute, for it is read with every event."""
+        """When the next watched request is to be looked at."""
 
     @property
     def active(self) -> bool:
         """Whether attempts that begin and end are of any interest."""
-        return bool(self.flagged or self._watched)
-
-    @property
-    def quarantines(self) -> bool:
-        """Whether somebody is quarantined."""
-        return bool(self._quarantine)
+        return bool(self.flagged or self.watched)
 
     def quarantined(self, agent_id: AgentId, key: ModelKey | None) -> bool:
         """Whether nobody is to be sent to this model there, for it is being unloaded."""
-        return key is not None and (agent_id, key) in self._quarantine
+        return key is not None and (agent_id, key) in self.quarantine
 
     # ------------------------------------------------------------ what happened
 
@@ -149,7 +149,7 @@ class Leaks:
     def look(self, *, now: Instant) -> list[Effect]:
         """Look at the watched requests that are due: take those that hang off their nodes, and have the models unloaded there."""
         effects: list[Effect] = []
-        for request_id in [request_id for request_id, until in self._watched.items() if until <= now]:
+        for request_id in [request_id for request_id, until in self.watched.items() if until <= now]:
             request = self._requests[request_id]
             agent, key = request.agent, request.ask.key
             assert agent is not None, "watched without a node"
@@ -157,17 +157,17 @@ class Leaks:
             runner = self.flagged.get(agent.id, {}).get(key)
             left_s = 0.0 if runner is None else self._left_s(request, agent, key, runner, now)
             if runner is None:
-                del self._watched[request_id]  # another one runs there by now
+                del self.watched[request_id]  # another one runs there by now
             elif left_s > 0:
-                self._watched[request_id] = Instant(now + max(left_s, SHORTEST_S))
+                self.watched[request_id] = Instant(now + max(left_s, SHORTEST_S))
             else:
-                del self._watched[request_id]
+                del self.watched[request_id]
                 effects += self._quarantined_for(request, agent, key, now)
-        self.earliest = min(self._watched.values(), default=NEVER)
+        self.earliest = min(self.watched.values(), default=NEVER)
         return effects
 
     def _quarantined_for(self, request: Request, agent: Agent, key: ModelKey, now: Instant) -> list[Effect]:
-        hanging = self._quarantine.setdefault((agent.id, key), {})
+        hanging = self.quarantine.setdefault((agent.id, key), {})
         unload = () if hanging else (display(key),)
         hanging[request.id] = None
         request.leaks += 1
@@ -182,11 +182,11 @@ class Leaks:
 
     def _lift(self, request: Request) -> bool:
         """The request is off its node. Returns whether it was one that hung."""
-        for place, hanging in self._quarantine.items():
+        for place, hanging in self.quarantine.items():
             if request.id in hanging:
                 del hanging[request.id]
                 if not hanging:
-                    del self._quarantine[place]
+                    del self.quarantine[place]
                 return True
         return False
 
@@ -200,7 +200,7 @@ class Leaks:
         return max(limit_s - runner.hushed_s - (now - max(request.started_at, runner.alive_at)), 0.0)
 
     def _in_the_same_plight(self, request_id: RequestId) -> bool:
-        return request_id in self._watched or any(request_id in hanging for hanging in self._quarantine.values())
+        return request_id in self.watched or any(request_id in hanging for hanging in self.quarantine.values())
 
     def _limit_s(self, request: Request, agent: Agent, key: ModelKey) -> float:
         model = agent.inventory.installed.get(key)
@@ -215,13 +215,14 @@ class Leaks:
         assert agent is not None, "on no node"
         assert key is not None, "runs no model"
         until = Instant(now + max(self._limit_s(request, agent, key) - hushed_s, 1.0))
-        self._watched[request.id] = until
+        self.watched[request.id] = until
         self.earliest = min(self.earliest, until)
+        self.wake.at = min(self.wake.at, until)
 
     def _unwatch(self, request_id: RequestId) -> bool:
-        until = self._watched.pop(request_id, None)
+        until = self.watched.pop(request_id, None)
         if until is not None and until == self.earliest:
-            self.earliest = min(self._watched.values(), default=NEVER)
+            self.earliest = min(self.watched.values(), default=NEVER)
         return until is not None
 
     def _unflag(self, agent_id: AgentId, key: ModelKey) -> None:

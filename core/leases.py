@@ -5,8 +5,8 @@ holds. Invariants: R7 every count is recomputable from the leases alone; R8 a le
 renewed last; a lease that was released or has expired is gone, and saying so again changes nothing.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Mapping
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
@@ -20,16 +20,32 @@ K = TypeVar("K", bound=Hashable)
 _NONE: Final[Mapping[AgentId, int]] = MappingProxyType({})
 
 
-class Expiry(Generic[K]):
-    """Deadlines of one common length. As `now` never goes back, the last one set is the last one due: all steps are O(1)."""
+class Wake:
+    """When to look at some clocks, in one number: never later than the earliest of their deadlines. Each lowers it when it sets an earlier
+    one; a deadline that falls away leaves it, for somebody looks too early then, finds nothing due, and sets it anew."""
 
-    __slots__ = ("_until", "earliest", "ttl_s")
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at = NEVER
+
+
+class Expiry(Generic[K]):
+    """Deadlines of one common length. As `now` never goes back, the last one set is the last one due: all steps are O(1), but to ask for
+    the earliest after many are gone."""
+
+    __slots__ = ("_until", "ttl_s", "wake")
 
     def __init__(self, ttl_s: float) -> None:
         self.ttl_s = ttl_s
-        self.earliest = NEVER
-        """The earliest deadline: an attribute, for it is read with every event."""
-        self._until: OrderedDict[K, Instant] = OrderedDict()
+        self.wake = Wake()
+        """Lowered by what is set."""
+        self._until: dict[K, Instant] = {}
+
+    @property
+    def earliest(self) -> Instant:
+        """The earliest deadline."""
+        return next(iter(self._until.values()), NEVER)
 
     def __len__(self) -> int:
         return len(self._until)
@@ -40,14 +56,11 @@ class Expiry(Generic[K]):
     def set(self, key: K, *, now: Instant) -> None:
         """`key` is due at `now + ttl_s`, whatever was set before."""
         until, due = self._until, Instant(now + self.ttl_s)
-        if key not in until:
-            if not until:
-                self.earliest = due
-            until[key] = due
-        else:
-            until[key] = due
-            until.move_to_end(key)
-            self.earliest = next(iter(until.values()))
+        if key in until:
+            del until[key]  # it goes to the end
+        until[key] = due
+        if due < self.wake.at:
+            self.wake.at = due
 
     def until(self, key: K) -> Instant | None:
         """When `key` is due; None when it is not here."""
@@ -55,24 +68,17 @@ class Expiry(Generic[K]):
 
     def discard(self, key: K) -> None:
         """`key` is never due."""
-        until = self._until
-        if until.pop(key, None) == self.earliest:
-            self.earliest = next(iter(until.values())) if until else NEVER
+        self._until.pop(key, None)
 
     def next_deadline(self) -> Instant | None:
         """The earliest deadline."""
-        return None if self.earliest == NEVER else self.earliest
+        return next(iter(self._until.values()), None)
 
     def due(self, *, now: Instant) -> list[K]:
         """Take out what is due at `now`, the earliest first."""
-        taken = []
-        while self._until:
-            key, until = next(iter(self._until.items()))
-            if until > now:
-                break
+        taken = [key for key, _ in takewhile(lambda entry: entry[1] <= now, self._until.items())]
+        for key in taken:
             del self._until[key]
-            taken.append(key)
-        self.earliest = next(iter(self._until.values())) if self._until else NEVER
         return taken
 
 
@@ -100,8 +106,8 @@ class Ledger:
     def __contains__(self, lease_id: LeaseId) -> bool:
         return lease_id in self._held
 
-    def grant(self, held: Held, *, now: Instant) -> None:
-        """`held` lives from now on.
+    def grant(self, held: Held, *, now: Instant) -> int:
+        """`held` lives from now on. Returns how many leases of its model live on its agent then; 0 when it runs none.
 
         Raises:
             LocalError: a lease of that id lives already.
@@ -114,12 +120,14 @@ class Ledger:
         if on is None:
             on = self._on[agent_id] = {}
         on[lease_id] = held
-        if key is not None:
-            of = self._of.get(key)
-            if of is None:
-                of = self._of[key] = {}
-            of[agent_id] = of.get(agent_id, 0) + 1
         self._expiry.set(lease_id, now=now)
+        if key is None:
+            return 0
+        of = self._of.get(key)
+        if of is None:
+            of = self._of[key] = {}
+        count = of[agent_id] = of.get(agent_id, 0) + 1
+        return count
 
     def renew(self, lease_id: LeaseId, *, now: Instant) -> None:
         """A shell still works on it; nothing happens when it does not live any more."""

@@ -19,6 +19,7 @@ import msgspec
 
 from core.config import RouterConfig
 from core.errors import LocalError
+from core.leases import Wake
 from core.units import NEVER, Instant, Micros, RequestId
 
 
@@ -44,25 +45,28 @@ class FairQueue:
     def __init__(self, config: RouterConfig) -> None:
         self._max = config.queue_max
         self._per_client = config.queue_per_client
-        self._waiters: dict[RequestId, Waiter] = {}
+        self.wake = Wake()
+        """Lowered by each new deadline."""
+        self.waiters: dict[RequestId, Waiter] = {}
+        """Who waits. The queue's own: read it."""
         self._order: list[tuple[Place, RequestId]] = []
         self._deadlines: list[tuple[Instant, RequestId]] = []
         self.earliest = NEVER
-        """When the next one has waited long enough: an attribute, for it is read with every event."""
+        """When the next one has waited long enough."""
         self._clients: dict[str, int] = {}
         self._last_tag: dict[str, tuple[int, int, int]] = {}
         """Of each client's last request: where turns alone would have put it, its cost, where it stands."""
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.waiters)
 
     def __contains__(self, request_id: RequestId) -> bool:
-        return request_id in self._waiters
+        return request_id in self.waiters
 
     @property
     def full(self) -> bool:
         """Whether nobody new is admitted."""
-        return len(self._waiters) >= self._max
+        return len(self.waiters) >= self._max
 
     def client_full(self, client: str) -> bool:
         """Whether nobody new of this client is admitted."""
@@ -90,19 +94,20 @@ class FairQueue:
         Raises:
             LocalError: it waits already.
         """
-        if request_id in self._waiters:
+        if request_id in self.waiters:
             raise LocalError(f"request {request_id} waits already")
         if client not in self._last_tag:
             self._last_tag[client] = (place.tag, 1, place.tag)
-        self._waiters[request_id] = Waiter(request_id, client, place, deadline)
+        self.waiters[request_id] = Waiter(request_id, client, place, deadline)
         self._clients[client] = self._clients.get(client, 0) + 1
         insort(self._order, (place, request_id))
         insort(self._deadlines, (deadline, request_id))
         self.earliest = self._deadlines[0][0]
+        self.wake.at = min(self.wake.at, deadline)
 
     def remove(self, request_id: RequestId) -> Waiter | None:
         """Take the request out; None when it does not wait."""
-        waiter = self._waiters.pop(request_id, None)
+        waiter = self.waiters.pop(request_id, None)
         if waiter is None:
             return None
         del self._order[bisect_left(self._order, (waiter.place, request_id))]
@@ -123,7 +128,7 @@ class FairQueue:
 
     def position(self, request_id: RequestId) -> int:
         """From 1. The request must be waiting."""
-        return bisect_left(self._order, (self._waiters[request_id].place, request_id)) + 1
+        return bisect_left(self._order, (self.waiters[request_id].place, request_id)) + 1
 
     def due(self, *, now: Instant) -> list[RequestId]:
         """Whose deadline has come, the earliest first. They stay until they are removed."""
@@ -139,7 +144,7 @@ class FairQueue:
         Raises:
             AssertionError: it differs.
         """
-        waiters = self._waiters.values()
+        waiters = self.waiters.values()
         assert self._order == sorted((waiter.place, waiter.request_id) for waiter in waiters), "R11: the order is not that of the places"
         assert self._deadlines == sorted((waiter.deadline, waiter.request_id) for waiter in waiters), (
             "R11: the deadlines are not the waiters'"

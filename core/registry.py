@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from core.agents import Agent
+from core.changes import Changes
 from core.config import RouterConfig
 from core.errors import IllegalTransition
 from core.events import (
@@ -49,29 +50,6 @@ PENDING_SHARE: Final = 4
 """At most one in so many agents may be a stranger that waits for approval."""
 
 _Identity = tuple[str, str | int]
-
-
-class Changes:
-    """What the steps since the last look mean for others."""
-
-    __slots__ = ("forgotten", "lost", "reborn", "refreshed", "touched")
-
-    def __init__(self) -> None:
-        self.touched = False
-        """Whether somebody may be eligible now who was not, or the other way round."""
-        self.lost: list[tuple[AgentId, str]] = []
-        """Agents whose requests must be cut, and why."""
-        self.forgotten: list[AgentId] = []
-        """Agents that were deleted."""
-        self.reborn: list[AgentId] = []
-        """Agents of which a new run began: nothing that the former one did counts against it."""
-        self.refreshed: list[AgentId] = []
-        """Agents whose slots or models are others now."""
-
-    @property
-    def any(self) -> bool:
-        """Whether there is something to carry over."""
-        return self.touched or bool(self.lost or self.forgotten or self.reborn or self.refreshed)
 
 
 class Registry:
@@ -225,15 +203,15 @@ class Registry:
             return effects
         gateway = agent.upstream.gateway
         agent.introduce(registration, event.upstream)
-        self.changes.refreshed.append(agent.id)
+        self.changes.add(self.changes.refreshed, agent.id)
         if registration.boot > agent.boot:
             agent.ollama_ok = False  # until this run says otherwise: what the former one said is over
             agent.boot = registration.boot
             agent.last_report = (registration.boot, -1)
             agent.drained_by_itself = False
-            self.changes.reborn.append(agent.id)
+            self.changes.add(self.changes.reborn, agent.id)
             if gateway:  # what ran through the former run ended with it, and its connections may hang for long
-                self.changes.lost.append((agent.id, f"the agent of {agent.name} started anew"))
+                self.changes.add(self.changes.lost, (agent.id, f"the agent of {agent.name} started anew"))
             effects += self._step(agent, AgentInput.REBOOTED, "registered again")
         elif agent.state is AgentState.OFFLINE:
             effects += self._step(agent, AgentInput.HEARD_ILL, "registered again")
@@ -340,7 +318,7 @@ class Registry:
         elif not agent.slots_told:
             agent.slots = self._config.slots_default
         agent.simulated = event.simulated
-        self.changes.refreshed.append(agent.id)
+        self.changes.add(self.changes.refreshed, agent.id)
         self._rename()
         self._touch()
         return [Accepted(agent_id=agent.id), Probe(agent_id=agent.id)]
@@ -351,7 +329,7 @@ class Registry:
             self._agents[agent.id] = agent
             if not agent.agentless:
                 self._approved[_identity_of(agent)] = agent.id
-            self.changes.refreshed.append(agent.id)
+            self.changes.add(self.changes.refreshed, agent.id)
             self._rename()
             self._touch()
         return []
@@ -479,7 +457,7 @@ class Registry:
         if installed is not None:
             agent.wants_inventory = False
             if agent.inventory.report_installed(installed):
-                self.changes.refreshed.append(agent.id)
+                self.changes.add(self.changes.refreshed, agent.id)
                 self._touch()
         if loaded is not None:
             before, loading, contexts = agent.inventory.resident, len(agent.inventory.loading), dict(agent.inventory.contexts)
@@ -488,12 +466,12 @@ class Registry:
             _learn_room(agent, before)
             inventory = agent.inventory
             if len(inventory.loading) != loading or inventory.contexts != contexts or inventory.resident.keys() != before.keys():
-                self.changes.touched = True
+                self.changes.touch()
 
     def _set_slots(self, agent: Agent, slots: int | None) -> None:
         if slots is not None and slots > 0 and (slots != agent.slots or not agent.slots_told):
             agent.told_slots(slots)
-            self.changes.refreshed.append(agent.id)
+            self.changes.add(self.changes.refreshed, agent.id)
             self._touch()
 
     def _heard(self, agent: Agent, *, now: Instant) -> None:
@@ -519,7 +497,7 @@ class Registry:
         if given is AgentInput.SILENT:
             self._expiry.discard(agent.id)
             agent.beyond = 0
-        self.changes.lost.append((agent.id, f"{agent.name} {why}"))
+        self.changes.add(self.changes.lost, (agent.id, f"{agent.name} {why}"))
         return effects
 
     def _step(self, agent: Agent, given: AgentInput, why: str) -> list[Effect]:
@@ -533,7 +511,7 @@ class Registry:
         return [Note(level=level, event="agent state", fields=fields)]
 
     def _touch(self) -> None:
-        self.changes.touched = True
+        self.changes.touch()
         self._ready = None
         self._holders.clear()
         self._out.clear()
@@ -546,8 +524,8 @@ class Registry:
         if agent.state is AgentState.PENDING:
             self._strangers.pop((identity, agent.upstream.host, agent.upstream.port), None)
         self._expiry.discard(agent.id)
-        self.changes.lost.append((agent.id, f"{agent.name} was deleted"))
-        self.changes.forgotten.append(agent.id)
+        self.changes.add(self.changes.lost, (agent.id, f"{agent.name} was deleted"))
+        self.changes.add(self.changes.forgotten, agent.id)
         self._rename()
         self._touch()
 

@@ -50,6 +50,7 @@ from core.fleet import NodeInventory
 from core.health import Cost, Ejection, Fault, Health, Verdict, classify
 from core.heat import Heat
 from core.learning import Speeds
+from core.leases import Wake
 from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
 from core.registry import Registry
@@ -94,6 +95,7 @@ class Router:
         self._ledger = self._dispatcher.ledger
         self._queue = self._dispatcher.queue
         self._leaks = self._dispatcher.leaks
+        self._barriers = self._dispatcher.obstacles.barriers
         self._requests = self._dispatcher.requests
         self._came = 0
         self._settled_total = 0
@@ -104,7 +106,11 @@ class Router:
             self._dispatcher.obstacles.alarm, self._dispatcher.leaks,
         )  # fmt: skip
         """Everything that something is due of: each has its `earliest`."""
-        self._deadline = self._earliest()
+        self.wake = Wake()
+        """When to call `tick`, in one number that is cheap to read with every event: never later than `next_deadline`."""
+        for clock in self._clocks:
+            clock.wake = self.wake
+        self._set_wake()
         self._handlers: dict[type, Callable[[Any, list[Effect], Instant], None]] = {
             RequestCame: self._request_came,
             FirstByte: self._first_byte,
@@ -131,18 +137,14 @@ class Router:
         Raises:
             LocalError: the shell broke the order of events that `core.events` describes.
         """
-        effects: list[Effect] = []
-        deadline = self._deadline
-        if deadline is not None and deadline <= now:
-            effects += self.tick(now=now)
         assert now >= self._now, f"R13: time went back from {self._now} to {now}"
+        effects: list[Effect] = self.tick(now=now) if self.wake.at <= now else []
         self._now = now
         self._handlers[type(event)](event, effects, now)
-        if self._look and not len(self._queue) and not self._dispatcher.has_barriers:
+        if self._look and not self._queue.waiters and not self._barriers:
             self._look = False  # nobody is there to look at
         if self._look or self._dispatcher.stirred or self._registry.changes.any:
             self._follow(effects, now)
-        self._deadline = self._earliest()
         return effects
 
     def tick(self, *, now: Instant) -> list[Effect]:
@@ -166,12 +168,16 @@ class Router:
             self._dispatcher.grace_until = None
             self._look = True
         self._follow(effects, now)
-        self._deadline = self._earliest()
+        self._set_wake()
         return effects
 
     def next_deadline(self) -> Instant | None:
         """When `tick` must be called, if no event comes before."""
-        return self._deadline
+        return self._earliest()
+
+    def _set_wake(self) -> None:
+        deadline = self._earliest()
+        self.wake.at = NEVER if deadline is None else deadline
 
     def _earliest(self) -> Instant | None:
         leases, answered, owed, agents, queue, health, turns, leaks = self._clocks
@@ -329,20 +335,25 @@ class Router:
         if not self._health.quiet:
             self._health.delivered(agent.id, request.key, request.id)
             self._look = True
-        if self._leaks.active:
-            self._leaks.answered(request, agent, now=now)
-        key, came, inventory = request.ask.key, request.came, agent.inventory
-        beside = request.beside
-        more = beside > 1 and key is not None and beside > agent.slots_for(key)
-        if more and key is not None and slots.answered(agent, key, request.id, beside, self._ledger.on(agent.id), now=now):
+        leaks = self._leaks
+        if leaks.flagged or leaks.watched:
+            leaks.answered(request, agent, now=now)
+        key, came, beside = request.ask.key, request.came, request.beside
+        if key is None:
+            return
+        if (
+            beside > 1
+            and beside > agent.limits.get(key, agent.slots)
+            and slots.answered(agent, key, request.id, beside, self._ledger.on(agent.id), now=now)
+        ):
             self._speeds.refresh(agent.id)
             self._look = True
-        if key is not None and not came.unload:
-            if key in inventory.loading or key not in inventory.resident or inventory.options.get(key) != request.ask.options:
-                self._look = True  # a load is through, whoever began it
-            inventory.saw_loaded(key, request.ask.options, now=now)
-            if came.prefixes:
-                self._dispatcher.affinity.read(agent.id, key, came.prefixes, now=now)
+        if came.unload:
+            return
+        if agent.inventory.saw_loaded(key, request.ask.options, now=now):
+            self._look = True  # a load is through, whoever began it
+        if came.prefixes:
+            self._dispatcher.affinity.read(agent.id, key, came.prefixes, now=now)
 
     def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
@@ -360,7 +371,7 @@ class Router:
         self._look = True
         self._blame(request, verdict, event.failure, event.text, effects, now)
         agent_id = request.agent.id
-        hung = self._leaks.quarantines and self._leaks.taken_off(request, now=now)
+        hung = bool(self._leaks.quarantine) and self._leaks.taken_off(request, now=now)
         if verdict.fault is Fault.SATURATION or hung:
             request.busy[agent_id] = None
         else:
@@ -446,7 +457,8 @@ class Router:
         """A node served it well, until `end`: what that teaches."""
         agent, key = request.agent, request.key
         assert agent is not None, "served by nobody"
-        self._health.succeeded(agent.id, key)
+        if not self._health.spotless:
+            self._health.succeeded(agent.id, key)
         for refused_by in request.refused_by:
             # This node could: those that said the model cannot are the ones at fault.
             why = "said that the model cannot do what another node could"

@@ -14,6 +14,7 @@ and his own load.
 from typing import Final
 
 from core.inventory import Inventory
+from core.leases import Wake
 from core.units import NEVER, Instant, ModelKey
 
 HOLD_LOADS: Final = 3.0
@@ -38,15 +39,17 @@ def kept_until(inventory: Inventory, key: ModelKey, *, load_s: float, busy: bool
 class Alarm:
     """One deadline: the earliest of those that were set."""
 
-    __slots__ = ("earliest",)
+    __slots__ = ("earliest", "wake")
 
     def __init__(self) -> None:
         self.earliest = NEVER
-        """An attribute, for it is read with every event."""
+        self.wake = Wake()
+        """Lowered by what is set."""
 
     def set(self, at: Instant) -> None:
         """Ring at `at`, unless it rings before."""
         self.earliest = min(self.earliest, at)
+        self.wake.at = min(self.wake.at, at)
 
     def clear(self) -> None:
         """Ring not at all."""

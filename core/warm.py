@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 SHOWN_MAX: Final = 16
 """Nodes of a board that a choice remembers, to explain it; of more than so many the first half of that, and the chosen one."""
-KINDS_SPARE: Final = 32
-"""Kinds beyond the number of its nodes that a board may have met: one that meets more is made anew."""
+KINDS_SPARE: Final = 4
+"""A board that comes to know twice as many kinds as in the beginning, and so many more, is made anew: most are nobody's any more."""
 _MOST: Final = 1 << 62
 """No score."""
 _NOTHING: Final[Mapping[AgentId, int]] = {}
@@ -66,8 +66,8 @@ class Board:
     """Of one model and one set of runner options."""
 
     __slots__ = (
-        "_changes", "_cold", "_cold_us", "_index", "_key", "_kinds", "_log", "_nodes", "_options", "_pairs", "_read", "_shown", "_speeds",
-        "_weighted",
+        "_changes", "_cold", "_cold_us", "_index", "_key", "_kinds", "_kinds_max", "_log", "_nodes", "_options", "_pairs", "_read",
+        "_shown", "_speeds", "_weighted",
     )  # fmt: skip
 
     def __init__(self, key: ModelKey, options: str, nodes: Sequence["Agent"], *, changes: int, speeds: Speeds) -> None:
@@ -84,6 +84,7 @@ class Board:
         self._read = len(self._log)
         self._look_at(nodes)
         self._show()
+        self._kinds_max = 2 * len(self._kinds) + KINDS_SPARE
 
     def _look_at(self, nodes: Sequence["Agent"]) -> None:
         if any(self._is_warm(node) is None for node in nodes):
@@ -117,7 +118,7 @@ class Board:
             return False
         if len(self._log) != self._read:
             self._read_log()
-            return len(self._kinds) <= len(self._pairs) + KINDS_SPARE
+            return len(self._kinds) <= self._kinds_max
         return True
 
     def best(self, input_tokens: int, output_tokens: int, load: "Load") -> Glance | None:

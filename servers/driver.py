@@ -71,7 +71,11 @@ class Driver:
 
     def apply(self, event: Event) -> list[Effect]:
         """Tell the router; carry out what it wants, leave request effects at their desks, return the rest (the answers to shells)."""
-        router, tape, now = self.router, self.tape, self._advance()
+        router, tape, now = self.router, self.tape, Instant(self._clock())
+        if now > self._now:
+            self._now = now
+        else:
+            now = self._now
         if tape.due:
             tape.turn()
         try:
@@ -80,10 +84,9 @@ class Driver:
             tape.add(now, event, None)
             raise
         tape.add(now, event, effects)
-        rest = self._carry_out(effects)
-        deadline = router.next_deadline()
-        if deadline is not None and deadline < self._armed_for:
-            self._arm(deadline)
+        rest = self._carry_out(effects) if effects else effects
+        if router.wake.at < self._armed_for:
+            self._arm(router.wake.at)
         return rest
 
     def open_desk(self, request_id: RequestId) -> Desk:
@@ -137,7 +140,7 @@ class Driver:
 
     async def _keep_deadlines(self) -> None:
         """Tick the router at its deadlines. `apply` moves the armed deadline forward; one that moved back costs one idle tick."""
-        self._armed_for = self._next_deadline()
+        self._armed_for = self.router.wake.at
         while True:
             with trio.CancelScope(deadline=self._armed_for) as self._timer:
                 await trio.sleep_forever()
@@ -145,17 +148,16 @@ class Driver:
             effects = self.router.tick(now=self._now)
             self.tape.add(self._now, TICK, effects)
             self._carry_out(effects)
-            self._armed_for = max(self._next_deadline(), self._now + TICK_PAUSE_S)
-
-    def _next_deadline(self) -> float:
-        deadline = self.router.next_deadline()
-        return float("inf") if deadline is None else deadline
+            self._armed_for = max(self.router.wake.at, self._now + TICK_PAUSE_S)
 
     def _carry_out(self, effects: list[Effect]) -> list[Effect]:
         """Do all of `effects` but the answers to shells, which are returned."""
         rest: list[Effect] = []
         for effect in effects:
-            if type(effect) is Forward:  # it and the next are most of all, and to be none of a class takes long to find out
+            if type(effect) is Record:  # it and the next are most of all, and to be none of a class takes long to find out
+                self._sinks.record(effect)
+                continue
+            if type(effect) is Forward:
                 if (desk := self._desks.get(effect.request_id)) is not None:
                     desk.put(effect)
                 continue

@@ -25,7 +25,7 @@ from core.events import BackendAdded, Ending, Forward, NodePolled, RequestCame, 
 from core.router import Router
 from core.units import AgentId, Instant, RequestId, UnixMs
 from servers.driver import Driver
-from tests.bench.counted import LOADED_ROW, MODEL_ROW, NoSinks
+from tests.bench.counted_sides import LOADED_ROW, MODEL_ROW, NoSinks
 from tests.bench.programs import SMALL, needed
 
 IN_FLIGHT = 32

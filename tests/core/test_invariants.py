@@ -403,19 +403,18 @@ def plan_of_nobody(router: Router) -> None:
 
 
 def passed_deadline(router: Router) -> None:
-    router._deadline = router._now
+    router._registry._expiry._until[AgentId("id of one")] = router._now
 
 
 def passed_patience(router: Router) -> None:
     waiter = router._queue.remove(RequestId("waits"))
     assert waiter is not None
     router._queue.push(waiter.request_id, waiter.client, waiter.place, deadline=router._now)
-    router._deadline = None
     router._earliest = lambda: None  # type: ignore[method-assign]
 
 
 def stale_deadline(router: Router) -> None:
-    router._deadline = Instant(router._now + 1e6)
+    router.wake.at = Instant(router._now + 1e6)
 
 
 def one_name_twice(router: Router) -> None:

@@ -97,7 +97,7 @@ def test_nobody_of_one_client_is_overtaken_and_no_client_starves(steps: list[tup
     if order:
         newcomer = line.add("new")
         others_first = line.order()[: line.queue.position(newcomer) - 1]
-        assert all(line.queue._waiters[RequestId(name)].place.tag == line.queue._order[0][0].tag for name in others_first)
+        assert all(line.queue.waiters[RequestId(name)].place.tag == line.queue._order[0][0].tag for name in others_first)
 
 
 @given(st.integers(1, 8), st.integers(1, 60))

@@ -26,6 +26,7 @@ from core.events import (
     Route,
     Wait,
 )
+from core.leases import Wake
 from core.router import Router
 from core.units import AgentId, Instant, RequestId
 from servers.driver import Driver
@@ -59,8 +60,12 @@ class ScriptedRouter:
         self.deadline = None
         return self.on_tick(now)
 
-    def next_deadline(self) -> Instant | None:
-        return None if self.deadline is None else Instant(self.deadline)
+    @property
+    def wake(self) -> Wake:
+        found = Wake()
+        if self.deadline is not None:
+            found.at = Instant(self.deadline)
+        return found
 
 
 class Heard:
