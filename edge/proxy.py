@@ -95,7 +95,7 @@ class Proxy:
         self._judge_model = judge_model
         self._unload_elsewhere = unload_elsewhere
         self._recorder = recorder
-        self._aliases = aliases
+        self._aliases = aliases or None
         self._explainer = explainer
         self._clock = clock
         self._live: dict[RequestId, Live] = {}
@@ -212,10 +212,16 @@ class Proxy:
         budget = self._budget
         return length <= budget.max_body_bytes and budget.held_bytes + length <= budget.memory_bytes
 
-    def begin_now(self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts) -> Live | Denied:
-        """Begin a request whose body is `data`, for which there is room, without waiting. It must be settled, or carried on."""
-        budget = self._budget
-        client, model = self._client_of(conn, head), facts.model
+    def begin_now(
+        self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts, client: str | None = None
+    ) -> Live | Denied:
+        """Begin a request whose body is `data`, for which there is room, without waiting. It must be settled, or carried on.
+
+        `client`: its client's name, where that is known.
+        """
+        budget, model = self._budget, facts.model
+        if client is None:
+            client = self._client_of(conn, head)
         others: tuple[str, ...] = ()
         if self._aliases or client.startswith(KEYED):
             model, others, denied = self._models(client, facts)

@@ -20,13 +20,15 @@ from edge.facts import BodyFacts
 from edge.live import Live
 from edge.verdicts import judge_whole
 from edge.wire import ClientConnection, ClientGone, HttpError, RequestHead, ResponseHead, UpstreamConnection
-from edge.wire_heads import shared_request_head
+from edge.wire_heads import HeaderBlock, shared_request_head
 
 REQUEST_MAX_BYTES: Final = 16 << 10
 """Of a larger request the reading of its body is more than a moment's work."""
 ANSWER_MAX_BYTES: Final = 64 << 10
 
 Gate = Callable[[ClientConnection, RequestHead], Denied | None]
+LastingClient = Callable[[ClientConnection, RequestHead], str | None]
+"""Who asks, where that and the leave to follow from the head alone, for as long as the connection lasts; None: ask for each request."""
 
 
 class Begins(Interface):
@@ -34,7 +36,9 @@ class Begins(Interface):
 
     def has_room(self, length: int, /) -> bool: ...
 
-    def begin_now(self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts, /) -> Live | Denied: ...
+    def begin_now(
+        self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts, client: str | None, /
+    ) -> Live | Denied: ...
 
     async def carry_on(self, one: Live, /) -> None: ...
 
@@ -44,7 +48,7 @@ class Begins(Interface):
 class Quick:
     """What the lanes of all connections share. `routes`: the POST routes by their paths."""
 
-    __slots__ = ("gate", "new_id", "proxy", "report", "routes")
+    __slots__ = ("gate", "lasting_client", "new_id", "proxy", "report", "routes")
 
     def __init__(
         self,
@@ -54,9 +58,11 @@ class Quick:
         routes: dict[str, Route],
         new_id: Callable[[], str],
         report: Callable[[Exception], None],
+        lasting_client: LastingClient = lambda *_: None,
     ) -> None:
         self.proxy = proxy
         self.gate = gate
+        self.lasting_client = lasting_client
         self.routes = routes
         self.new_id = new_id
         self.report = report
@@ -69,11 +75,14 @@ class Quick:
 class QuickLane:
     """One client connection's requests. Implements `edge.wire.Lane`."""
 
-    __slots__ = ("_conn", "_lease", "_one", "_quick")
+    __slots__ = ("_block", "_client", "_conn", "_lease", "_one", "_quick")
 
     def __init__(self, quick: Quick, conn: ClientConnection) -> None:
         self._quick = quick
         self._conn = conn
+        self._block: HeaderBlock | None = None
+        """Headers of the last request; who sends these again is `_client`."""
+        self._client: str | None = None
         self._one: Live | None = None
         """What was begun and is not settled."""
         self._lease: Lease | None = None
@@ -107,9 +116,12 @@ class QuickLane:
         facts = inspect_ordinary(route, data)
         if facts is None or facts.unload or not proxy.has_room(len(data)):
             return False
-        denied = quick.gate(conn, head)
+        if head.block is not self._block:
+            self._block, self._client = head.block, quick.lasting_client(conn, head)
+        client = self._client
+        denied = quick.gate(conn, head) if client is None else None
         conn.begin_quick()
-        one = denied or proxy.begin_now(conn, head, route, data, facts)
+        one = denied or proxy.begin_now(conn, head, route, data, facts, client)
         if isinstance(one, Live):
             self._one = one
             self._lease = one.begin_now()

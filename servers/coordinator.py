@@ -147,7 +147,6 @@ class Coordinator:
             self.memory.restore_work(self.web.moves, self.web.keeping)
             self._add_backends()
             front = Front(origins=self.settings.origins, base_path=self.settings.base_path, methods=OLLAMA_METHODS)
-            quick = Quick(proxy, gate=self.web.access.gate, routes=quick_routes(front), new_id=clock.new_request_id, report=self._report)
             listener = Listener(
                 gate=self.web.access.gate,
                 proxy=proxy,
@@ -163,7 +162,7 @@ class Coordinator:
                 report=self._report,
                 taken_over=None if nginx is None else self.nginx.handover.taking_over(proxy),
                 front=front,
-                quick=quick.lane,
+                quick=self._quick(proxy, front).lane,
             )
             async with trio.open_nursery() as nursery:
                 self.memory.start()
@@ -248,6 +247,17 @@ class Coordinator:
             aliases=aliases,
             explainer=Explainer(driver, access),
             clock=tick,
+        )
+
+    def _quick(self, proxy: Proxy, front: Front) -> Quick:
+        access = self.web.access
+        return Quick(
+            proxy,
+            gate=access.gate,
+            lasting_client=access.lasting_client,
+            routes=quick_routes(front),
+            new_id=clock.new_request_id,
+            report=self._report,
         )
 
     def _add_backends(self) -> None:

@@ -4,8 +4,8 @@ Decides nothing. Counting is on the way of every request, so it is a dictionary 
 text when it is scraped. Invariant: at most `SERIES_MAX` counter series, whatever labels come.
 """
 
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -36,9 +36,18 @@ class _Buckets:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.total_s = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS_S, seconds) if seconds else 0] += 1
-        self.total_s += seconds
+    def add(self, seconds: list[float]) -> None:
+        """Several at once: sorted, they need one search for each bound, and not each its own."""
+        seconds.sort()
+        below = 0
+        for number, bound in enumerate(BOUNDS_S):
+            until = bisect_right(seconds, bound, below)
+            self.counts[number] += until - below
+            below = until
+            if below == len(seconds):
+                break
+        self.counts[-1] += len(seconds) - below
+        self.total_s += sum(seconds)
 
     def cumulative(self) -> list[tuple[str, float]]:
         sums, running = [], 0
@@ -54,7 +63,7 @@ class _OfRoute:
     __slots__ = ("duration", "ended", "first_byte", "queue")
 
     def __init__(self) -> None:
-        self.ended: dict[Ending, int] = {}
+        self.ended: Counter[Ending] = Counter()
         self.duration = _Buckets()
         self.queue = _Buckets()
         self.first_byte = _Buckets()
@@ -69,7 +78,7 @@ class Metrics:
         self._fresh: list[Record] = []
         self._routes: dict[Route, _OfRoute] = {}
         self._start_errors_ms: deque[float] = deque(maxlen=STARTS_KEPT)
-        self._outcomes: dict[str, int] = {}
+        self._outcomes: Counter[str] = Counter()
         """Few: failures, endings, and HTTP statuses."""
 
     def count(self, name: str, labels: dict[str, str], by: int = 1) -> None:
@@ -90,24 +99,32 @@ class Metrics:
             self._count_fresh()
 
     def _count_fresh(self) -> None:
+        by_route: dict[Route, list[Record]] = {}
         for record in self._fresh:
-            self._count_record(record)
+            if (records := by_route.get(record.route)) is None:
+                by_route[record.route] = [record]
+            else:
+                records.append(record)
         self._fresh.clear()
+        for route, records in by_route.items():
+            self._count_records(route, records)
 
-    def _count_record(self, record: Record) -> None:
-        route = self._routes.get(record.route)
-        if route is None:
-            route = self._routes[record.route] = _OfRoute()
-        route.ended[record.ending] = route.ended.get(record.ending, 0) + 1
-        outcomes = self._outcomes
-        for attempt in record.attempts:
-            outcomes[attempt.outcome] = outcomes.get(attempt.outcome, 0) + 1
-        route.duration.add(record.duration_ms / 1000)
-        route.queue.add(record.queue_ms / 1000)
-        if record.ttft_ms is not None:
-            route.first_byte.add(record.ttft_ms / 1000)
-        if record.predicted_start_ms is not None and record.observed_start_ms is not None:
-            self._start_errors_ms.append(abs(record.observed_start_ms - record.predicted_start_ms))
+    def _count_records(self, route: Route, records: list[Record]) -> None:
+        of_route = self._routes.get(route)
+        if of_route is None:
+            of_route = self._routes[route] = _OfRoute()
+        of_route.ended.update([record.ending for record in records])
+        self._outcomes.update([attempt.outcome for record in records for attempt in record.attempts])
+        of_route.duration.add([record.duration_ms / 1000 for record in records])
+        of_route.queue.add([record.queue_ms / 1000 for record in records])
+        of_route.first_byte.add([record.ttft_ms / 1000 for record in records if record.ttft_ms is not None])
+        self._start_errors_ms.extend(
+            [
+                abs(record.observed_start_ms - record.predicted_start_ms)
+                for record in records
+                if record.predicted_start_ms is not None and record.observed_start_ms is not None
+            ]
+        )
 
     def snapshot(
         self, statistics: Statistics, agents: list[AgentView], written: Written | None = None, *, deleted_bytes: int = 0

@@ -57,7 +57,10 @@ class Outbox:
         if self._records >= RECORDS_MAX:
             self.written.records_dropped += 1
             return
-        size = draft.size_bytes
+        capture = draft.capture
+        size = capture.held_bytes
+        if capture.request_body is not None:
+            size += len(capture.request_body)
         if size and self._bytes + size > PENDING_MAX_BYTES:
             draft.drop_bodies()
             self.written.bodies_dropped += 1

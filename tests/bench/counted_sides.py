@@ -163,7 +163,8 @@ async def _serve_embedded(side: str, listening: socket.socket, node_port: int, p
         **({} if plain else {"client_of": access.client_of, "judge_model": access.judge_model}),
     )
     gate: Any = (lambda *_: None) if plain else access.gate
-    quick = Quick(proxy, gate=gate, routes=quick_routes(None), new_id=clock.new_request_id, report=_report)
+    known: Any = {} if plain else {"lasting_client": access.lasting_client}
+    quick = Quick(proxy, gate=gate, routes=quick_routes(None), new_id=clock.new_request_id, report=_report, **known)
     listener = Listener(
         gate=gate,
         proxy=proxy,

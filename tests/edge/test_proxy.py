@@ -34,7 +34,7 @@ from edge.listener import Gate, Listener, bind, quick_routes
 from edge.live import ProxyOptions
 from edge.pool import Pool
 from edge.proxy import Proxy
-from edge.quick import Quick
+from edge.quick import LastingClient, Quick
 from edge.web import WebPass
 from edge.wire import Watch
 from tests.fleet.rawhttp import Answer, Caller, Hangup, RawServer, ask, talk, wait_until
@@ -136,7 +136,9 @@ class Edge:
 
 
 @asynccontextmanager
-async def an_edge(*, gate: Gate = lambda conn, head: None, may_fail: bool = False, **options: Any) -> AsyncIterator[Edge]:
+async def an_edge(
+    *, gate: Gate = lambda conn, head: None, lasting_client: LastingClient = lambda *_: None, may_fail: bool = False, **options: Any
+) -> AsyncIterator[Edge]:
     """Requests that close their connection are not for `edge.quick`; it is there for the others, as it is at the coordinator."""
     async with trio.open_nursery() as nursery:
         edge = Edge(nursery)
@@ -159,7 +161,9 @@ async def an_edge(*, gate: Gate = lambda conn, head: None, may_fail: bool = Fals
                 raise error
             edge.reported.append(error)
 
-        quick = Quick(edge.proxy, gate=gate, routes=quick_routes(None), new_id=lambda: "quick", report=report)
+        quick = Quick(
+            edge.proxy, gate=gate, lasting_client=lasting_client, routes=quick_routes(None), new_id=lambda: "quick", report=report
+        )
         edge.listener = listener = Listener(
             gate=gate, proxy=edge.proxy, web=web, watch=watch, new_id=lambda: "listener", report=report, quick=quick.lane
         )

@@ -11,6 +11,7 @@ from core.events import AttemptEnded, Cut, Ending, Failure, FirstByte, Forward, 
 from edge.denied import Denied
 from edge.live import Live
 from edge.quick import ANSWER_MAX_BYTES, REQUEST_MAX_BYTES
+from edge.wire import ClientConnection, RequestHead
 from tests.edge.test_proxy import CHAT, LAST, LINE, WHOLE, Edge, Reply, an_edge, forward, refuse
 from tests.fleet.rawhttp import PATIENCE_S, Answer, Caller, Hangup, Reset, encode, parse_answer, wait_until
 
@@ -140,6 +141,36 @@ async def test_a_small_request_is_answered_without_the_task() -> None:
         assert found.seen[0].fields["x-forwarded-for"] == "127.0.0.1"
         assert found.carried == []
         assert found.edge.proxy._budget.held_bytes == 0
+
+
+async def test_a_client_is_judged_once_for_the_headers_that_it_repeats() -> None:
+    gated: list[bytes] = []
+    judged: list[bytes] = []
+
+    def gate(conn: ClientConnection, head: RequestHead) -> Denied | None:
+        gated.append(head.fields.get(b"x", b""))
+        return None
+
+    def lasting_client(conn: ClientConnection, head: RequestHead) -> str | None:
+        judged.append(head.fields.get(b"x", b""))
+        return None if b"x-api-key" in head.fields else "who"
+
+    async with kept(*[whole] * 7, gate=gate, lasting_client=lasting_client) as found:
+        gated.clear()
+        judged.clear()
+        clients = []
+        for number, headers in enumerate(["X: 1", "X: 1", "X: 2", "X: 3\r\nX-Api-Key: k", "X: 3\r\nX-Api-Key: k", "X: 1"]):
+            found.edge.router.script = [forward(found.port)]
+            await found.line.send({**CHAT, "stream": False, "n": "x" * number}, headers=headers + "\r\n")
+            assert (await found.line.answer()).status == 200
+            await found.until_settled(number + 1)
+            came = found.edge.router.of(RequestCame)[-1]
+            assert isinstance(came, RequestCame)
+            clients.append(came.client)
+        assert clients == ["who", "who", "who", "127.0.0.1", "127.0.0.1", "who"]
+        assert judged == [b"1", b"2", b"3", b"1"]
+        assert gated == [b"3", b"3"]
+        assert found.carried == []
 
 
 async def test_an_answer_in_pieces_is_still_none_of_the_tasks_business() -> None:
