@@ -35,8 +35,11 @@ READS_IN_A_ROW: Final = 64
 CLIENT_LEFT: Final = 499
 LINE_FIELDS: Final = 8
 
-_COMMON: Final = re.compile(rb"([!-~]{1,200}) (\d{3}) [-\d]+ (\d{1,18}) [-.\d]+ ([-.\d]{1,15}) ([-.\d]{1,15}) (?:(OK)|-|)\n?")
-"""The line of a request for which one node was asked, and that was sent there at once."""
+_COMMON: Final = re.compile(
+    rb"([!-~]{1,200}) (\d{3}) (?:[-\d]+ : )?[-\d]+ (\d{1,18}) [-.\d]+ "
+    rb"(?:[-.\d]+ : )?([-.\d]{1,15}) (?:[-.\d]+ : )?([-.\d]{1,15}) (?:(OK)|-|)\n?"
+)
+"""The line of a request for which one node was asked, after the selection, which nginx counts as asked too."""
 _CUT: Final = re.compile(
     rb"<\d+>.{15} cut: (?:\d\S* \S+ )?\[\w+\] (\d+)#\d+: \*(\d+) "
     rb"(?:([^,]{1,200}) while reading upstream|(upstream [^,]{1,200}) while sending to client), "
@@ -75,7 +78,11 @@ def read_line(data: bytes) -> Seen | None:
     if common is not None:
         lease_id, status, size, header_s, response_s, completed = common.groups()
         return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed is not None)
-    fields = (line if colon else data).strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
+    return _read_any(line if colon else data)
+
+
+def _read_any(line: bytes) -> Seen | None:
+    fields = line.strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
     if len(fields) == LINE_FIELDS - 1:
         fields.append(b"")  # not completed
     if len(fields) != LINE_FIELDS:

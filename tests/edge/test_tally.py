@@ -10,7 +10,7 @@ from core.events import Ending, Failure, Route
 from core.messages import EndingReport
 from core.units import AgentId, LeaseId, RequestId
 from edge.handover import Carried, Handover
-from edge.tally import DIRECT_MAX_S, REPORT_WITHIN_S, Seen, Tally, read_line
+from edge.tally import _COMMON, DIRECT_MAX_S, REPORT_WITHIN_S, Seen, Tally, _read_any, read_line
 from tests.edge.nginx_parts import ScriptedRouter
 
 GOOD = b"<190>Jan  1 00:00:00 nginx: r/1 200 200 321 0.250 0.100 0.200 OK"
@@ -62,12 +62,23 @@ def test_a_line_is_read() -> None:
     st.sampled_from([b"r/1", b"r-2/17", b"", b"a b"]),
     st.sampled_from([b"200", b"499", b"20"]),
     st.sampled_from([b"0", b"12", b"-1", b"9" * 19]),
-    st.lists(st.sampled_from([b"-", b"0.001", b"1.5.2", b".", b"12", b"0.1, 0.2", b""]), min_size=2, max_size=2),
+    st.sampled_from([b"200", b"-", b"200 : 200", b"200 : 502, 200"]),
+    st.lists(
+        st.sampled_from([b"-", b"0.001", b"1.5.2", b".", b"12", b"0.1, 0.2", b"", b"0.1 : 0.2", b"- : 0.2", b"0.1 : -"]),
+        min_size=2,
+        max_size=2,
+    ),
     st.sampled_from([b" OK", b" -", b" ", b"", b" OK-", b" OK \n", b" OK\n"]),
 )
-def test_the_commonest_lines_are_read_as_all_are(lease: bytes, status: bytes, size: bytes, times: list[bytes], end: bytes) -> None:
-    line = b" ".join((lease, status, b"200", size, b"0.010", *times)) + end
-    assert read_line(b"<190>x nginx: " + line) == read_line(line), "without the beginning it is read the longer way"
+def test_the_commonest_lines_are_read_as_all_are(
+    lease: bytes, status: bytes, size: bytes, asked: bytes, times: list[bytes], end: bytes
+) -> None:
+    line = b" ".join((lease, status, asked, size, b"0.010", *times)) + end
+    assert read_line(b"<190>x nginx: " + line) == _read_any(line)
+
+
+def test_what_nginx_writes_of_one_node_after_selection_is_the_commonest() -> None:
+    assert _COMMON.fullmatch(b"550e8400-e29b-41d4-a716-446655440000/1 200 200 : 200 321 0.003 0.001 : 0.001 0.001 : 0.001 OK")
 
 
 @pytest.mark.parametrize(
