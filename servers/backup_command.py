@@ -9,20 +9,17 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING
 
 import click
-import psycopg
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ConfigError
 from servers import settings
 from servers.history_command import moving_bar, whole_file
-from servers.store import backup as form
-from servers.store.engine import database_url, first_line, open_engine
 
-DATABASE_ERRORS: Final = (SQLAlchemyError, sqlite3.Error, psycopg.Error)
+if TYPE_CHECKING:  # loaded where a database is opened: all commands load this module
+    from sqlalchemy import Engine
+
 _FILE = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 
 
@@ -34,6 +31,8 @@ def backup(file: Path) -> None:
     Run it where the coordinator runs, with its DATABASE_URL and ROUTER_DATA_DIR; the coordinator goes on meanwhile. What lies beside the
     database in the data directory (admin token, the fleet's secret) is not in it.
     """
+    from servers.store import backup as form
+
     with _database(must_exist=True) as engine, whole_file(file) as out, moving_bar(file.name) as advance:
         counts = form.write(engine, out, advance=advance)
     click.echo(f"{counts.records} records and {counts.things} other things are in {file}.")
@@ -47,6 +46,8 @@ def restore(file: Path) -> None:
     Records that are there already stay as they are. A coordinator that runs shows the records at once; it takes up nodes, keys, tasks and
     the policy at its next start.
     """
+    from servers.store import backup as form
+
     try:
         with file.open("rb") as source, _database(must_exist=False) as engine, moving_bar(file.name) as advance:
             counts = form.restore(engine, source, advance=advance)
@@ -56,7 +57,12 @@ def restore(file: Path) -> None:
 
 
 @contextmanager
-def _database(*, must_exist: bool) -> Iterator[Engine]:
+def _database(*, must_exist: bool) -> "Iterator[Engine]":
+    import psycopg
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from servers.store.engine import database_url, first_line, open_engine
+
     try:
         chosen = settings.load(os.environ)
         url = database_url(chosen.database_url, chosen.data_dir)
@@ -69,5 +75,5 @@ def _database(*, must_exist: bool) -> Iterator[Engine]:
             engine.dispose()
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    except DATABASE_ERRORS as error:
+    except (SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:
         raise click.ClickException(f"the database does not answer: {first_line(error)}") from None

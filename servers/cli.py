@@ -11,23 +11,26 @@ import sys
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import trio
 from rich.table import Table
 
 from core.errors import ConfigError
-from servers import log, settings, up
+from servers import log, settings
 from servers.backup_command import backup, restore
-from servers.coordinator import Coordinator
 from servers.dump_command import dump
 from servers.history_command import history
 from servers.keys_command import keys
-from servers.listen import CannotListen
 from servers.models_command import models, pull, tasks
 from servers.remote import Remote, plain, print_table, remote_options, shown
 from servers.study.command import simulate
+
+if TYPE_CHECKING:  # to load what serves takes two thirds of a second, which the commands that ask a running coordinator do not need
+    from servers.coordinator import Coordinator
+
+    Work = Callable[[Coordinator], Awaitable[None]]
 
 
 def _version() -> str:
@@ -70,18 +73,23 @@ def _settings_help() -> str:
 @_config_option
 def serve(config_file: Path | None) -> None:
     """Start the coordinator (the same as python -m servers)."""
-    _run_until_stopped(config_file, Coordinator.run)
+    _run_until_stopped(config_file, lambda coordinator: coordinator.run())
 
 
 @main.command("up")
 @_config_option
 def up_command(config_file: Path | None) -> None:
     """Start the coordinator and a node: this machine's Ollama, or three simulated ones."""
+    from servers import up
+
     _run_until_stopped(config_file, lambda coordinator: up.run(coordinator, os.environ, lambda line: click.echo(line)))
 
 
-def _run_until_stopped(config_file: Path | None, work: Callable[[Coordinator], Awaitable[None]]) -> None:
+def _run_until_stopped(config_file: Path | None, work: "Work") -> None:
     """Run `work` with a coordinator; the first signal stops it in order, the second at once. Exits the process on failure."""
+    from servers.coordinator import Coordinator
+    from servers.listen import CannotListen
+
     try:
         chosen = settings.load(os.environ, config_file=config_file)
         log.configure(chosen.log_level, chosen.log_format)
@@ -118,7 +126,7 @@ def _open_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _with_signals(coordinator: Coordinator, work: Callable[[Coordinator], Awaitable[None]]) -> None:
+async def _with_signals(coordinator: "Coordinator", work: "Work") -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, coordinator, nursery.cancel_scope)
         await work(coordinator)
@@ -126,7 +134,7 @@ async def _with_signals(coordinator: Coordinator, work: Callable[[Coordinator], 
 
 
 async def _obey_signals(
-    coordinator: Coordinator, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    coordinator: "Coordinator", everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     with trio.open_signal_receiver(*wanted) as signals:

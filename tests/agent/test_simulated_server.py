@@ -12,6 +12,7 @@ import httpx
 import ollama
 import pytest
 import trio
+from trio.testing import MockClock
 from click.testing import CliRunner
 
 from agent.simulated import SimulatedModel, SimulatedOllama, demo_nodes, recorded_models
@@ -279,7 +280,8 @@ async def test_it_says_that_it_is_simulated_and_logs_what_it_was_sent() -> None:
             parse_name("a b")
 
 
-async def test_a_paced_stream_keeps_its_pace() -> None:
+async def test_a_paced_stream_keeps_its_pace(autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.01  # for the sockets
     async with node(decode_tokens_s=50.0).serve() as sim:
         async with talk(sim.port, "POST", "/api/generate", generate(20)) as speaking:
             await speaking.rest()
