@@ -12,8 +12,8 @@ import httpx
 import ollama
 import pytest
 import trio
-from trio.testing import MockClock
 from click.testing import CliRunner
+from trio.testing import MockClock
 
 from agent.simulated import SimulatedModel, SimulatedOllama, demo_nodes, recorded_models
 from agent.simulated.__main__ import main
