@@ -75,6 +75,10 @@ class Carried(Desk, eq=False, kw_only=True):
 
     def put(self, effect: RequestEffect) -> None:
         """Leave `effect` here; who waits for it is told at once."""
+        if type(effect) is Forward and self.holder is None and self._arrived is None:  # most of all
+            self._to_begin = True
+            self._answers.append(effect)
+            return
         if isinstance(effect, Cut):
             self.gone = True
         super().put(effect)

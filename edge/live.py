@@ -404,7 +404,7 @@ class Live(msgspec.Struct, eq=False):
             return None
         self.upstream = upstream
         self._about_to_try(lease)
-        self.progress, self.heard_at = 0, means.clock()
+        self.heard_at = means.clock()
         data = self._request_head(lease) + data
         try:
             sent = upstream.send_now(data)

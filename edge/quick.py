@@ -124,12 +124,12 @@ class QuickLane:
         one = denied or proxy.begin_now(conn, head, route, data, facts, client)
         if isinstance(one, Live):
             self._one = one
-            self._lease = one.begin_now()
-            if self._lease is None or not one.is_sent:
+            lease = self._lease = one.begin_now()
+            upstream = one.upstream
+            if lease is None or upstream is None or not one.is_sent:
                 self._hand_over()
             else:
-                assert one.upstream is not None, "begun with nobody"
-                one.upstream.eager = self.answered
+                upstream.eager = self.answered
         else:
             try:
                 conn.send_now(one.response(route.protocol, quick.new_id(), keep_alive=not conn.must_close))

@@ -23,7 +23,7 @@ import trio
 from trio.lowlevel import checkpoint, wait_readable
 
 from core.aliases import Aliases
-from core.events import Ending, Forward, Route, Settled, Upstream
+from core.events import Ending, Forward, Lease, Route, Settled, Upstream
 from core.history import EDGE_NGINX
 from core.units import AgentId, RequestId
 from edge.body import inspect_ordinary
@@ -340,8 +340,17 @@ class Selection:
 
     def _answer_all(self, conn: _Connection, data: bytes) -> None:
         """Answer each whole request in `data`. Raises HttpError: it cannot be read on."""
-        out: list[bytes] = []
         granted: list[Carried] = []
+        end = data.find(b"\r\n\r\n") + 4
+        if end > 3:  # one request, and nothing else: all that nginx sends as a rule
+            head, connection, length = self._read_head(data, end)
+            if length <= BODY_MAX_BYTES and len(data) == end + length:
+                conn.data = b""
+                answer = self._decide(conn, head, connection, data[end:], granted)
+                if answer is not None:
+                    conn.send(answer, granted)
+                return
+        out: list[bytes] = []
         try:
             while data:
                 end = data.find(b"\r\n\r\n") + 4
@@ -355,10 +364,7 @@ class Selection:
                 whole = end + length
                 if len(data) < whole:
                     break
-                if len(data) == whole:
-                    body, data = data[end:], b""
-                else:
-                    body, data = data[end:whole], data[whole:]
+                body, data = data[end:whole], data[whole:]
                 answer = self._decide(conn, head, connection, body, granted)
                 if answer is None:
                     if data:
@@ -437,28 +443,27 @@ class Selection:
     def answer(self, carried: Carried, effect: Answer) -> bytes:
         """What nginx is to do about it."""
         if isinstance(effect, Forward):
-            carried.forward, carried.lease_id, carried.agent_id = effect, effect.lease.id, effect.lease.agent_id
-            way = self._way(effect)
+            lease = effect.lease
+            carried.forward, carried.lease_id, carried.agent_id = effect, lease.id, lease.agent_id
+            way = self._ways.get(lease.upstream)
+            if way is None or way.name != lease.agent_name or way.agent_id != lease.agent_id:
+                way = self._find_way(lease)
             if way is not None and not effect.unload and effect.model is None and effect.raise_context is None:
                 carried.direct = way.direct
                 carried.since = self._handover.now()
                 if way.direct and self._tally is not None:
                     self._tally.forwarded(carried)
                 self.decided += 1
-                return way.start + f"{effect.lease.id}\r\nX-Request-Id: {carried.request_id}\r\n\r\n".encode("ascii")
+                return way.start + f"{lease.id}\r\nX-Request-Id: {carried.request_id}\r\n\r\n".encode("ascii")
         self.handed_over += 1
         self._handover.hand_over(carried, effect)
         return b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nX-Takeover: %b\r\n\r\n" % carried.request_id.encode("ascii")
 
-    def _way(self, effect: Forward) -> _Way | None:
+    def _find_way(self, lease: Lease) -> _Way | None:
         """How nginx reaches this node; None: it may not, or cannot."""
-        lease = effect.lease
-        upstream = lease.upstream
-        way = self._ways.get(upstream)
-        if way is None or way.name != lease.agent_name or way.agent_id != lease.agent_id:
-            if len(self._ways) >= WAYS_MAX:
-                self._ways.clear()
-            way = self._ways[upstream] = self._make_way(lease.agent_id, lease.agent_name, upstream)
+        if len(self._ways) >= WAYS_MAX:
+            self._ways.clear()
+        way = self._ways[lease.upstream] = self._make_way(lease.agent_id, lease.agent_name, lease.upstream)
         return way
 
     def _make_way(self, agent_id: AgentId, name: str, upstream: Upstream) -> _Way | None:

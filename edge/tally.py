@@ -252,6 +252,16 @@ class Tally:
 def as_nginx_saw(request_id: RequestId, seen: Seen, *, cut: str = "") -> Settled:
     """How a request ended of which nothing else is known. `cut`: what nginx said of the node, which its line does not tell from an end."""
     whole = 200 <= seen.status < 300
+    ttft_ms = seen.ttft_ms if whole and seen.body_bytes else None
+    if whole and seen.completed and not cut:
+        return Settled(
+            request_id=request_id,
+            ending=_SUCCESS,
+            status=seen.status,
+            body_bytes=seen.body_bytes,
+            ttft_ms=ttft_ms,
+            duration_ms=seen.duration_ms,
+        )
     ending, message = _SUCCESS, ""
     if whole and cut:
         ending, message = Ending.ERROR, f"the node broke its answer off: {cut}"
@@ -266,7 +276,7 @@ def as_nginx_saw(request_id: RequestId, seen: Seen, *, cut: str = "") -> Settled
         message=message,
         node_fault=Failure.DIED if whole and cut else None,
         body_bytes=seen.body_bytes,
-        ttft_ms=seen.ttft_ms if whole and seen.body_bytes else None,
+        ttft_ms=ttft_ms,
         duration_ms=seen.duration_ms,
     )
 

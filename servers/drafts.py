@@ -49,7 +49,8 @@ class Draft(msgspec.Struct, array_like=True, gc=False):
     @property
     def size_bytes(self) -> int:
         """Of the bodies it holds."""
-        return self.capture.held_bytes + len(self.capture.request_body or b"")
+        body = self.capture.request_body
+        return self.capture.held_bytes if body is None else self.capture.held_bytes + len(body)
 
     def drop_bodies(self) -> None:
         """There is no room for them."""

@@ -18,6 +18,8 @@ from servers.drafts import POLICIES, Draft
 
 HISTORY_HEADER: Final = b"x-router-history"
 _KEY_AT: Final = len(KEYED)
+_REDACTED: Final = POLICIES.index("redacted")
+_OFF: Final = POLICIES.index("off")
 
 
 class History:
@@ -42,6 +44,7 @@ class History:
         self._masks = masks
         self._client_address = client_address
         self._open: dict[RequestId, Capture] = {}
+        self._kept = self._kept_by(self._policy)
 
     def open(
         self, request_id: RequestId, conn: Peer, head: Asks, route: Route, *, stream: bool, edge: str = EDGE_EMBEDDED
@@ -49,21 +52,17 @@ class History:
         """A capture for a request that was just read; None: it asks no model, so it is not recorded. `edge`: one of `EDGES`."""
         if not route.runs_model:
             return None
-        policy = self._policy
+        limit_bytes, redact = self._kept
         wish = head.fields.get(HISTORY_HEADER)
         if wish is not None:
-            policy = max(policy, _policy_of(wish))
-        capture = self._open[request_id] = Capture(
-            route,
-            head.path,
-            self._client_address(conn, head),
-            self._numbers.next(self._clock()),
-            0 if policy == 2 else self._body_max_bytes,
-            policy == 1,
-            stream,
-            edge=edge,
-        )
+            limit_bytes, redact = self._kept_by(max(self._policy, _policy_of(wish)))
+        address, number = self._client_address(conn, head), self._numbers.next(self._clock())
+        capture = self._open[request_id] = Capture(route, head.path, address, number, limit_bytes, redact, stream, edge=edge)
         return capture
+
+    def _kept_by(self, policy: int) -> tuple[int, bool]:
+        """How much of a body is kept, and whether it is redacted."""
+        return (0 if policy == _OFF else self._body_max_bytes), policy == _REDACTED
 
     def record(self, record: Record) -> None:
         """A request is over."""

@@ -57,10 +57,7 @@ class Outbox:
         if self._records >= RECORDS_MAX:
             self.written.records_dropped += 1
             return
-        capture = draft.capture
-        size = capture.held_bytes
-        if capture.request_body is not None:
-            size += len(capture.request_body)
+        size = draft.size_bytes
         if size and self._bytes + size > PENDING_MAX_BYTES:
             draft.drop_bodies()
             self.written.bodies_dropped += 1
@@ -93,11 +90,13 @@ class Outbox:
         size = 0
         waiting = self._drafts
         while waiting and len(drafts) < BATCH_MAX:
-            more = waiting[0].size_bytes
-            if drafts and size + more > BATCH_MAX_BYTES:
+            draft = waiting.popleft()
+            size += draft.size_bytes
+            if size > BATCH_MAX_BYTES and drafts:
+                size -= draft.size_bytes
+                waiting.appendleft(draft)
                 break
-            size += more
-            drafts.append(waiting.popleft())
+            drafts.append(draft)
         if not drafts and not self._things:
             return None
         things = [(kind, name, data) for (kind, name), data in self._things.items()]

@@ -1,8 +1,11 @@
 """What is handed over: who may claim it, what is told of the node that nginx tried, and what becomes of it when nobody comes."""
 
 from base64 import b64encode
+from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from core.events import AttemptEnded, Cut, Ending, Failure, Forward, Refuse, RequestCame, Route, Wait
 from core.units import RequestId
@@ -194,3 +197,18 @@ def test_at_a_stop_everything_is_settled() -> None:
     parts.handover.close()
     assert [settled.ending for settled in parts.router.settled()] == [Ending.UNKNOWN]
     assert parts.handover.table == {}
+
+
+async def test_who_waits_at_the_desk_of_a_request_that_was_handed_over_is_woken() -> None:
+    carried = Carried(R, route=Route.CHAT, stream=True)
+    taken: list[Any] = []
+
+    async def wait() -> None:
+        taken.append(await carried.take())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        (forward,) = forward_to()(R)
+        carried.put(forward)
+    assert taken == [forward]
