@@ -281,16 +281,16 @@ class Selection:
                 await wait_readable(fd)
                 until = now() + TURN_S
                 continue
-            for ready, mask in events:
+            for ready, _ in events:
+                if (other := others.get(ready)) is not None:
+                    other()  # endings make room for who asks, so they come first
+            for ready, mask in events:  # all of them, whoever asks again meanwhile
                 conn = conns.get(ready)
                 if conn is not None:
                     self._ready(conn, mask)
-                elif (other := others.get(ready)) is not None:
-                    other()
-                if now() > until:
-                    await checkpoint()
-                    until = now() + TURN_S
-                    break  # what was ready still is
+                    if now() > until:
+                        await checkpoint()
+                        until = now() + TURN_S
 
     def _accept(self, listening: socket.socket, epoll: "select.epoll") -> None:
         for _ in range(ACCEPTS_IN_A_ROW):

@@ -3,8 +3,8 @@
 import json
 import socket
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import trio
 from core.aliases import Aliases
 from core.events import Ending, Forward, Refuse, RequestCame, RequestEffect, Upstream, Wait
 from core.units import RequestId
+from edge import selection
 from edge.denied import Denied
 from edge.handover import Handover
 from edge.selection import BODY_MAX_BYTES, HEAD_MAX_BYTES, Asked, NodeRow, Nodes, Selection, group_of, reachable
@@ -85,10 +86,14 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def an_endpoint(*script: Any, **more: Any) -> AsyncIterator[tuple[Endpoint, Selector]]:
+async def an_endpoint(
+    *script: Any, also: tuple[socket.socket, Callable[[], None]] | None = None, **more: Any
+) -> AsyncIterator[tuple[Endpoint, Selector]]:
     with tempfile.TemporaryDirectory() as place:
         endpoint = Endpoint(Path(place) / "s", **more)
         endpoint.router.script += script
+        if also is not None:
+            endpoint.selection.also_read(*also)
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(endpoint.path))
             listening.listen()
@@ -357,6 +362,40 @@ async def test_others_get_their_turn_under_load() -> None:
                     data += await select.stream.receive_some()
             nursery.cancel_scope.cancel()
         assert turns > 100
+
+
+async def test_who_asks_again_at_once_does_not_keep_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "TURN_S", 0.0)
+    async with an_endpoint(*[forward_to()] * 1000) as (endpoint, _), AsyncExitStack() as stack:
+        asking = [await stack.enter_async_context(selector(endpoint.path)) for _ in range(8)]
+        answered = [0] * len(asking)
+
+        async def ask(index: int) -> None:
+            while max(answered) < 50:
+                assert (await asking[index].select(PATH, CHAT)).status == 200
+                answered[index] += 1
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(asking)):
+                nursery.start_soon(ask, index)
+        assert min(answered) > 25, answered
+
+
+async def test_endings_are_read_before_who_asks_is_answered() -> None:
+    tells, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with tells, told:
+        order: list[str] = []
+        async with an_endpoint(also=(told, lambda: order.append(told.recv(10).decode()))) as (endpoint, _):
+            endpoint.rules.gated = order
+            body = json.dumps(CHAT).encode()
+            asks = f"POST {PATH} HTTP/1.1\r\nHost: s\r\nX-Peer: stranger\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            with socket.socket(socket.AF_UNIX) as line:
+                line.connect(str(endpoint.path))
+                await wait_until(lambda: endpoint.selection.connections == 2, what="the connection")
+                line.send(asks)
+                tells.send(b"an ending")
+                await wait_until(lambda: len(order) == 2, what="both")
+        assert order == ["an ending", "stranger"]
 
 
 def test_groups_are_what_both_sides_make_of_an_address() -> None:
