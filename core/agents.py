@@ -38,13 +38,13 @@ class Agent:
     """One node, with or without an agent on it."""
 
     __slots__ = (
-        "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "beyond", "boot", "code", "cpu_usage",
-        "custom_name", "disk_free_bytes", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count", "gpu_devices",
-        "gpu_memory_total_mb", "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name", "gpu_temperature", "gpu_usage",
-        "id", "in_flight", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard", "last_report", "last_seen", "learned",
-        "limits", "machine_name", "max_concurrent", "memory_usage", "metrics_at", "name", "notes", "ollama_managed", "ollama_ok",
-        "ollama_port", "ollama_version", "probes", "registered_at", "room", "simulated", "slots", "slots_told", "tags", "upstream",
-        "wants_inventory", "weight", "why",
+        "_beyond", "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "boot", "busy", "code",
+        "cpu_usage", "custom_name", "disk_free_bytes", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count",
+        "gpu_devices", "gpu_memory_total_mb", "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name",
+        "gpu_temperature", "gpu_usage", "id", "in_flight", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard",
+        "last_report", "last_seen", "learned", "limits", "machine_name", "max_concurrent", "memory_usage", "metrics_at", "name",
+        "notes", "ollama_managed", "ollama_ok", "ollama_port", "ollama_version", "probes", "registered_at", "room", "simulated",
+        "slots", "slots_told", "tags", "upstream", "wants_inventory", "weight", "why",
     )  # fmt: skip
 
     def __init__(self, agent_id: AgentId, upstream: Upstream, *, state: AgentState, now_unix: UnixMs) -> None:
@@ -102,8 +102,9 @@ class Agent:
         """When CPU and memory were told last."""
         self.in_flight = 0
         """Our own requests on it: what the ledger counts, written down by `core.dispatch` for who asks very often."""
-        self.beyond = 0
-        """Requests that the node reported beyond our own."""
+        self._beyond = 0
+        self.busy = 1
+        """Requests on it, ours and others', with the one that may come next."""
         self.average_response_time_ms: float | None = None
         self.gpu_usage: float | None = None
         self.gpu_memory_usage: float | None = None
@@ -122,6 +123,21 @@ class Agent:
     def state(self) -> AgentState:
         """Where it stands."""
         return self._state
+
+    @property
+    def beyond(self) -> int:
+        """Requests that the node reported beyond our own."""
+        return self._beyond
+
+    @beyond.setter
+    def beyond(self, count: int) -> None:
+        self.busy += count - self._beyond
+        self._beyond = count
+
+    def works_on(self, count: int) -> None:
+        """So many of our own requests are on it now."""
+        self.busy += count - self.in_flight
+        self.in_flight = count
 
     @property
     def well(self) -> bool:

@@ -190,7 +190,8 @@ class Dispatcher:
         agent = request.agent
         assert agent is not None, "a lease without a node"
         agent_id, key, inventory = agent.id, request.ask.key, agent.inventory
-        agent.in_flight = in_flight = len(self._on.get(agent_id, ()))
+        in_flight = len(self._on.get(agent_id, ()))
+        agent.works_on(in_flight)
         if key is not None and not (in_flight and self.ledger.of_model(key).get(agent_id)):
             inventory.used_at[key] = now
         leaks = self.leaks
@@ -281,6 +282,12 @@ class Dispatcher:
             nodes = self._healthy(request, nodes, now=now)
         elif request.barred:
             request.barred = {}
+        if self.obstacles.barriers or self.leaks.quarantine or request.came.unload:
+            nodes = self._free(request, nodes)
+        return nodes
+
+    def _free(self, request: Request, nodes: tuple[Agent, ...]) -> tuple[Agent, ...]:
+        """Those that are not kept from new requests for the model; to unload it, those that have it in memory."""
         if self.obstacles.barriers and request.ask.needs_slot:
             nodes = tuple(node for node in nodes if not self.obstacles.keeps_away(request, node))
         if self.leaks.quarantine:
@@ -317,14 +324,14 @@ class Dispatcher:
         came, key = request.came, request.ask.key
         if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:
             request.cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
-        news = self._registry.news
-        load = Load(ledger.by_agent(), ledger.of_model(request.key), ahead, request.cached, news.count, news.changes)
-        choice = None
+        of_model, news, choice = ledger.of_model(request.key), self._registry.news, None
         if key is not None and nodes is self._registry.holders(key):  # a tuple of a decision's own would have a board of its own
-            choice = self._strategy.at_once(request.ask, nodes, load)
+            choice = self._strategy.at_once(request.ask, nodes, of_model, ahead, request.cached, news.changes)
         if choice is None:
+            load = Load(self._on, of_model, ahead, request.cached, news.count)
             choice = self._strategy.choose(request.ask, nodes, load, now=now)
-        request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
+        if choice.warm is None:
+            request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
         if request.predicted_ms is None:
             request.predicted_ms = choice.start_us / 1000
         return choice
@@ -359,7 +366,7 @@ class Dispatcher:
         key = request.ask.key
         request_id, agent_id = request.id, agent.id
         beside = self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
-        agent.in_flight = len(self._on[agent_id])
+        agent.works_on(len(self._on[agent_id]))
         if key is not None and request.ask.needs_slot:
             request.beside = beside
             if beside >= agent.limits.get(key, agent.slots):

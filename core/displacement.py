@@ -47,7 +47,7 @@ class Displacement:
         self._asked_at: Instant | None = None
         self._replicas: dict[ModelKey, int] = {}
         self._options_heat = Heat()
-        self._mixed: dict[ModelKey, None] = {}
+        self.mixed: dict[ModelKey, None] = {}
         """Models that were asked for with runner options, the first one first."""
         self._runners: dict[tuple[ModelKey, str], int] = {}
 
@@ -71,11 +71,12 @@ class Displacement:
         return self._cost(node, key, self._heat_of(key, options, now), self._like(key, options, now))
 
     def came(self, key: ModelKey, options: str, *, now: Instant) -> None:
-        """A request with these runner options came. Kept only of models that are asked for with several."""
-        if options or key in self._mixed:
-            self._mixed[key] = None
-            if len(self._mixed) > MODELS_MAX:
-                del self._mixed[next(iter(self._mixed))]
+        """A request with these runner options came. Kept only of models that are asked for with several: a request without options for
+        one that is not `mixed` need not be told."""
+        if options or key in self.mixed:
+            self.mixed[key] = None
+            if len(self.mixed) > MODELS_MAX:
+                del self.mixed[next(iter(self.mixed))]
             self._options_heat.came(_class(key, options), now=now)
 
     def _heat_of(self, key: ModelKey, options: str, now: Instant) -> float:

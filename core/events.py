@@ -60,12 +60,15 @@ class Route(_Word):
     protocol: Protocol
     runs_model: bool
     """Whether a node needs the model in memory for it."""
+    embeds: bool
+    """Whether its answer is vectors, not tokens."""
     streams_by_default: bool
     """What an absent `stream` means."""
 
     def __init__(self, value: str) -> None:
         own = {"v1_responses": Protocol.RESPONSES, "v1_messages": Protocol.ANTHROPIC}
         self.protocol = own.get(value, Protocol.OPENAI if value.startswith("v1_") else Protocol.NATIVE)
+        self.embeds = value in ("embed", "embeddings", "v1_embeddings")
         self.runs_model = value not in ("show", "v1_model")
         self.streams_by_default = value in ("chat", "generate")
 

@@ -78,7 +78,10 @@ def _check_agents(router: Router) -> None:
     assert len(set(names)) == len(names), f"R18: names are not unique: {names}"
     for agent in router._registry.all():
         in_flight = router._ledger.in_flight(agent.id)
-        assert agent.in_flight == in_flight, f"R7: {agent.name} has {agent.in_flight} requests written down, the ledger {in_flight}"
+        busy = in_flight + agent.beyond + 1
+        assert (agent.in_flight, agent.busy) == (in_flight, busy), (
+            f"R7: {agent.name} has {agent.in_flight} requests written down, the ledger {in_flight}"
+        )
         assert agent.last_report >= (agent.boot, -1) or agent.last_report[0] == 0, f"R6: {agent.name} reported before its boot"
         if agent.state is AgentState.DRAINING:
             assert in_flight > 0, f"R15: {agent.name} drains and is empty"

@@ -34,28 +34,29 @@ class Expiry(Generic[K]):
     """Deadlines of one common length. As `now` never goes back, the last one set is the last one due: all steps are O(1), but to ask for
     the earliest after many are gone."""
 
-    __slots__ = ("_until", "ttl_s", "wake")
+    __slots__ = ("ttl_s", "until_of", "wake")
 
     def __init__(self, ttl_s: float) -> None:
         self.ttl_s = ttl_s
         self.wake = Wake()
         """Lowered by what is set."""
-        self._until: dict[K, Instant] = {}
+        self.until_of: dict[K, Instant] = {}
+        """All deadlines, the earliest first."""
 
     @property
     def earliest(self) -> Instant:
         """The earliest deadline."""
-        return next(iter(self._until.values()), NEVER)
+        return next(iter(self.until_of.values()), NEVER)
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self.until_of)
 
     def __contains__(self, key: K) -> bool:
-        return key in self._until
+        return key in self.until_of
 
     def set(self, key: K, *, now: Instant) -> None:
         """`key` is due at `now + ttl_s`, whatever was set before."""
-        until, due = self._until, Instant(now + self.ttl_s)
+        until, due = self.until_of, Instant(now + self.ttl_s)
         if key in until:
             del until[key]  # it goes to the end
         until[key] = due
@@ -64,21 +65,21 @@ class Expiry(Generic[K]):
 
     def until(self, key: K) -> Instant | None:
         """When `key` is due; None when it is not here."""
-        return self._until.get(key)
+        return self.until_of.get(key)
 
     def discard(self, key: K) -> None:
         """`key` is never due."""
-        self._until.pop(key, None)
+        self.until_of.pop(key, None)
 
     def next_deadline(self) -> Instant | None:
         """The earliest deadline."""
-        return next(iter(self._until.values()), None)
+        return next(iter(self.until_of.values()), None)
 
     def due(self, *, now: Instant) -> list[K]:
         """Take out what is due at `now`, the earliest first."""
-        taken = [key for key, _ in takewhile(lambda entry: entry[1] <= now, self._until.items())]
+        taken = [key for key, _ in takewhile(lambda entry: entry[1] <= now, self.until_of.items())]
         for key in taken:
-            del self._until[key]
+            del self.until_of[key]
         return taken
 
 
@@ -120,7 +121,10 @@ class Ledger:
         if on is None:
             on = self._on[agent_id] = {}
         on[lease_id] = held
-        self._expiry.set(lease_id, now=now)
+        expiry = self._expiry
+        until = expiry.until_of[lease_id] = Instant(now + expiry.ttl_s)  # `set` of a new key, without its call
+        if until < expiry.wake.at:
+            expiry.wake.at = until
         if key is None:
             return 0
         of = self._of.get(key)
@@ -139,7 +143,7 @@ class Ledger:
         held = self._held.pop(lease_id, None)
         if held is None:
             return None
-        self._expiry.discard(lease_id)
+        del self._expiry.until_of[lease_id]
         agent_id, key = held.agent_id, held.key
         on = self._on[agent_id]
         del on[lease_id]
@@ -158,7 +162,8 @@ class Ledger:
 
     def expire(self, *, now: Instant) -> list[Held]:
         """Release the leases whose deadline has come, the earliest first."""
-        return [held for lease_id in self._expiry.due(now=now) if (held := self.release(lease_id)) is not None]
+        due = [lease_id for lease_id, until in takewhile(lambda entry: entry[1] <= now, self._expiry.until_of.items())]
+        return [held for lease_id in due if (held := self.release(lease_id)) is not None]
 
     def next_deadline(self) -> Instant | None:
         """When the next lease expires."""

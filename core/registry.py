@@ -66,6 +66,7 @@ class Registry:
         self._ready: tuple[Agent, ...] | None = None
         self._holders: dict[ModelKey, tuple[Agent, ...]] = {}
         self._out: dict[ModelKey, Mapping[str, str]] = {}
+        self._trained: dict[ModelKey, int] = {}
         self.changes, self.news = Changes(), News()
 
     # ------------------------------------------------------------ asking
@@ -97,8 +98,14 @@ class Registry:
 
     def trained_context(self, key: ModelKey) -> int:
         """Tokens of context that the model was trained with; 0 when no node says so."""
+        known = self._trained.get(key)
+        if known is not None:
+            return known
         models = (agent.inventory.installed.get(key) for agent in self._agents.values())
-        return max((model.trained_context for model in models if model is not None), default=0)
+        found = max((model.trained_context for model in models if model is not None), default=0)
+        if key in self._holders:
+            self._trained[key] = found
+        return found
 
     def out(self, key: ModelKey | None) -> Mapping[str, str]:
         """Approved agents that hold the model and are not in `holders`, by name, and why."""
@@ -515,6 +522,7 @@ class Registry:
         self._ready = None
         self._holders.clear()
         self._out.clear()
+        self._trained.clear()
 
     def _forget(self, agent: Agent) -> None:
         del self._agents[agent.id]

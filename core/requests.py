@@ -23,7 +23,6 @@ BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exc
 
 Kind = tuple[ModelKey | None, str, bool, bool, tuple[AgentId, ...], tuple[tuple[AgentId, int], ...]]
 
-_EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
 _NS_PER_S: Final = 1_000_000_000
 _NOTHING_TOLD: Final = Usage()
 
@@ -103,13 +102,13 @@ class Request(msgspec.Struct, gc=False):
     """Nodes that were believed to know the beginning of its prompt when it was placed, and how many tokens of it."""
     leaks: int = 0
     """How often it was taken off a node because it seemed to hang on a leaked slot."""
-    refused_by: list[Agent] = []
+    refused_by: tuple[Agent, ...] = ()
     """Nodes that said their model cannot do this."""
     spent: int = 0
     """Attempts that may have cost a node work."""
     failed: AttemptEnded | None = None
     verdict: Verdict | None = None
-    attempts: list[Attempt] = []
+    attempts: tuple[Attempt, ...] = ()
     plan: AgentId | None = None
     """While it waits: the node that it waits for."""
     why: str = ""
@@ -140,11 +139,11 @@ class Request(msgspec.Struct, gc=False):
         assert self.agent is not None, "an attempt without a node"
         agent = self.agent
         duration_ms = (now - self.started_at) * 1000
-        self.attempts.append(Attempt(agent_id=agent.id, agent_name=agent.name, outcome=outcome, duration_ms=duration_ms))
+        self.attempts += (Attempt(agent_id=agent.id, agent_name=agent.name, outcome=outcome, duration_ms=duration_ms),)
 
     def record(self, ending: Ending, settled: Settled | None, *, now: Instant) -> Record:
         """What history keeps."""
-        agent, came = self.agent, self.came
+        agent, came, at, first_byte_at = self.agent, self.came, self.at, self.first_byte_at
         if settled is None:
             settled = Settled(request_id=self.id, ending=ending, message="its end was never reported")
         return Record(
@@ -157,12 +156,12 @@ class Request(msgspec.Struct, gc=False):
             ending,
             settled.message,
             settled.status,
-            (now - self.at) * 1000,
+            (now - at) * 1000,
             self.waited_s * 1000,
-            None if self.first_byte_at is None else (self.first_byte_at - self.at) * 1000,
+            None if first_byte_at is None else (first_byte_at - at) * 1000,
             self.predicted_ms,
             settled.usage if not settled.tokens_before else _of_both(settled),
-            tuple(self.attempts),
+            self.attempts,
             settled.body_bytes,
             settled.chunks,
             self.observed_start_ms(settled, now=now),
@@ -230,7 +229,7 @@ def begin(event: RequestCame, key: ModelKey | None, ask: Ask, *, number: int, no
 
 def expected_output(event: RequestCame, mean: int) -> int:
     """How many tokens the answer will have, given the model's mean."""
-    if event.route in _EMBEDS or event.load_only or not event.route.runs_model:
+    if event.route.embeds or event.load_only or not event.route.runs_model:
         return 0
     return mean if event.output_limit is None else min(mean, event.output_limit)
 
@@ -239,7 +238,7 @@ def not_found(event: RequestCame, key: ModelKey | None) -> Refuse:
     """No node that is known ever listed the model, or it names none and no node is there to say so: Ollama's own status and text."""
     model = event.model or ""
     status, text = 404, f"model '{model}' not found"
-    if key is not None and event.route in _EMBEDS:
+    if key is not None and event.route.embeds:
         text = f'model "{model}" not found, try pulling it first'
     elif key is not None and not event.route.runs_model:
         text = f"model '{_shown(key, model)}' not found"

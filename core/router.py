@@ -309,7 +309,8 @@ class Router:
         if ask.needs_slot and key is not None and self._registry.holders(key):
             self._heat.came(key, now=now)
             self._prompts.came(key, event.input_tokens)
-            self._displacement.came(key, options, now=now)
+            if options or key in self._displacement.mixed:
+                self._displacement.came(key, options, now=now)
         request = begin(event, key, ask, number=self._came, now=now)
         self._requests[event.request_id] = request
         if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
@@ -377,7 +378,7 @@ class Router:
         else:
             request.tried[agent_id] = request.tried.get(agent_id, 0) + 1
         if verdict.cannot:
-            request.refused_by.append(request.agent)
+            request.refused_by += (request.agent,)
         request.spent += verdict.cost is Cost.BUDGETED and not hung
         if resumes:
             effects += begin_resume(request, event)

@@ -81,8 +81,6 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     """Nodes that know a part of its prompt: how many tokens (`core.affinity`)."""
     news: int | None = None
     """Number that rises whenever a model comes into some node's memory (`core.inventory.News`); None: nobody counts."""
-    changes: int | None = None
-    """As `news`, whenever anything changes there."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -121,9 +119,12 @@ class Strategy(abc.ABC):
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """The best of `nodes`, which is not empty."""
 
-    def at_once(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice | None:
-        """What `choose` would choose, where that can be told without looking at each node; None: it cannot. The nodes' own `in_flight`
-        must be what `load.on` says."""
+    def at_once(
+        self, ask: Ask, nodes: Sequence["Agent"], of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int],
+        cached: Mapping[AgentId, int], changes: int,
+    ) -> Choice | None:  # fmt: skip
+        """What `choose` would choose, where that can be told without looking at each node; None: it cannot. As in `Load`; the nodes' own
+        `in_flight` is what `Load.on` would say, `changes` the number of `core.inventory.News`."""
         return None
 
 
@@ -193,16 +194,19 @@ class Auto(Strategy):
         self._boards: dict[tuple[ModelKey, str], Board] = {}
         """Kept only for speed."""
 
-    def at_once(self, ask: Ask, nodes: Sequence["Agent"], load: Load) -> Choice | None:
-        key, options, changes = ask.key, ask.options, load.changes
-        if key is None or not ask.needs_slot or changes is None:
+    def at_once(
+        self, ask: Ask, nodes: Sequence["Agent"], of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int],
+        cached: Mapping[AgentId, int], changes: int,
+    ) -> Choice | None:  # fmt: skip
+        key, options = ask.key, ask.options
+        if key is None or not ask.needs_slot:
             return None
         board = self._boards.get((key, options))
         if board is None or not board.holds(nodes, changes=changes):
             if len(self._boards) >= BOARDS_MAX:
                 self._boards.clear()
             board = self._boards[key, options] = Board(key, options, nodes, changes=changes, speeds=self._speeds)
-        glance = board.best(ask.input_tokens, ask.output_tokens, load)
+        glance = board.best(ask.input_tokens, ask.output_tokens, of_model, ahead, cached)
         if glance is None:
             return None
         chosen = glance.chosen

@@ -33,6 +33,7 @@ WAITED_SHARE: Final = 0.05
 PAUSE_S: Final = 30.0
 PAUSE_MAX_S: Final = 3600.0
 _NS_PER_S: Final = 1_000_000_000
+_WAITED_NS: Final = int(WAITED_S * _NS_PER_S)
 
 
 class Pair(msgspec.Struct):
@@ -88,10 +89,14 @@ def answered(agent: Agent, key: ModelKey, request_id: RequestId, beside: int, li
 
 def ended(agent: Agent, key: ModelKey, beside: int, usage: Usage | None, *, now: Instant) -> bool:
     """A request ended well that had `beside` of its model on the node when it came. Returns whether that lowers the limit."""
-    wait_s = waited_s(usage)
-    if wait_s is None or usage is None or beside < 2 or agent.beyond:
+    if usage is None or beside < 2 or agent.beyond:
         return False
-    limit, pair = agent.slots_for(key), agent.learned.get(key)
+    if not agent.learned and usage.total_ns - usage.load_ns - usage.prompt_ns - usage.eval_ns <= _WAITED_NS:
+        return False  # as below, and most of all
+    wait_s = waited_s(usage)
+    if wait_s is None:
+        return False
+    limit, pair = agent.limits.get(key, agent.slots), agent.learned.get(key)
     if wait_s <= max(WAITED_S, usage.total_ns / _NS_PER_S * WAITED_SHARE):
         if pair is not None:
             pair.strikes, pair.lower = 0, LEARNED_MAX

@@ -12,6 +12,7 @@ request is read from the nodes themselves. Invariant: a board that holds is the 
 """
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,7 +23,6 @@ from core.units import AgentId, ModelKey
 if TYPE_CHECKING:
     from core.agents import Agent
     from core.learning import Rates
-    from core.scoring import Load
 
 SHOWN_MAX: Final = 16
 """Nodes of a board that a choice remembers, to explain it; of more than so many the first half of that, and the chosen one."""
@@ -30,6 +30,7 @@ KINDS_SPARE: Final = 4
 """A board that comes to know twice as many kinds as in the beginning, and so many more, is made anew: most are nobody's any more."""
 _MOST: Final = 1 << 62
 """No score."""
+_busy: Final = attrgetter("busy")
 _NOTHING: Final[Mapping[AgentId, int]] = {}
 
 Row = tuple["Agent", int, int, int, int, int]
@@ -46,8 +47,8 @@ class Glance(msgspec.Struct, frozen=True, gc=False):
     shown: tuple[tuple["Agent", int, int], ...]
     """Nodes, each with the number of its kind, and what a load of the model takes there; what is left of other loads is not in it, nor what
     it would push out."""
-    counts: list[int]
-    """Requests on each of `shown`."""
+    busy: tuple[int, ...]
+    """Requests on each of `shown`, with this one."""
     works: list[int]
     own: Mapping[AgentId, int]
     """Work on nodes that know a part of the prompt."""
@@ -55,10 +56,10 @@ class Glance(msgspec.Struct, frozen=True, gc=False):
     def rows(self) -> list[Row]:
         """As `Auto.choose` has them, the chosen one first."""
         rows: list[Row] = [self.chosen]
-        for (node, kind, load_us), count in zip(self.shown, self.counts, strict=True):
+        for (node, kind, load_us), busy in zip(self.shown, self.busy, strict=True):
             if node is not self.chosen[0]:
                 work = self.own.get(node.id, self.works[kind])
-                rows.append((node, (count + 1) * work + load_us, work, count, load_us, 0))
+                rows.append((node, busy * work + load_us, work, busy - 1, load_us, 0))
         return rows
 
 
@@ -67,7 +68,7 @@ class Board:
 
     __slots__ = (
         "_changes", "_cold", "_cold_us", "_index", "_key", "_kinds", "_kinds_max", "_log", "_nodes", "_options", "_pairs", "_read",
-        "_shown", "_speeds", "_weighted",
+        "_shown", "_shown_nodes", "_speeds", "_weighted",
     )  # fmt: skip
 
     def __init__(self, key: ModelKey, options: str, nodes: Sequence["Agent"], *, changes: int, speeds: Speeds) -> None:
@@ -111,6 +112,7 @@ class Board:
         warm = [(node, kind, 0) for node, kind in self._pairs[:most]]
         cold = [(node, self._kind_of(node), self._rates_of(node).load_us) for node in list(self._cold.values())[: most - len(warm)]]
         self._shown = (*warm, *cold)
+        self._shown_nodes = tuple(node for node, _, _ in self._shown)
 
     def holds(self, nodes: Sequence["Agent"], *, changes: int) -> bool:
         """Whether it is still right for `nodes`, after what it has to read."""
@@ -121,9 +123,12 @@ class Board:
             return len(self._kinds) <= self._kinds_max
         return True
 
-    def best(self, input_tokens: int, output_tokens: int, load: "Load") -> Glance | None:
-        """The node that `Auto.choose` would choose, if it has room; None: only `choose` can tell."""
-        if load.ahead and not self._index.keys().isdisjoint(load.ahead):
+    def best(
+        self, input_tokens: int, output_tokens: int, of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int],
+        cached: Mapping[AgentId, int],
+    ) -> Glance | None:  # fmt: skip
+        """The node that `Auto.choose` would choose, if it has room; None: only `choose` can tell. As in `core.scoring.Load`."""
+        if ahead and not self._index.keys().isdisjoint(ahead):
             return None
         works = [
             overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1
@@ -134,27 +139,24 @@ class Board:
         best: Agent | None = None
         least, last = _MOST, 0
         for node, kind in self._pairs:
-            score = (node.in_flight + node.beyond + 1) * works[kind]
+            score = node.busy * works[kind]
             if score <= least and (score < least or node.last_chosen < last):
                 best, least, last = node, score, node.last_chosen
         if best is None:
             return None
         own = _NOTHING
-        if load.cached:
-            own = self._own_work(input_tokens, output_tokens, load.cached)
+        if cached:
+            own = self._own_work(input_tokens, output_tokens, cached)
             best, least = self._best_of(own, best, least)
-        node_id = best.id
-        here = best.in_flight
-        key = self._key
+        node_id, key = best.id, self._key
         if (
             least > self._cold_us
-            or load.of_model.get(node_id, 0) >= best.limits.get(key, best.slots) + (key in best.probes)
-            or (best.max_concurrent is not None and here >= best.max_concurrent)
+            or of_model.get(node_id, 0) >= best.limits.get(key, best.slots) + (key in best.probes)
+            or (best.max_concurrent is not None and best.in_flight >= best.max_concurrent)
         ):
             return None
-        count = here + best.beyond
-        chosen = (best, least, least // (count + 1), count, 0, 0)
-        return Glance(chosen, self._shown, [node.in_flight + node.beyond for node, _, _ in self._shown], works, own)
+        chosen = (best, least, least // best.busy, best.busy - 1, 0, 0)
+        return Glance(chosen, self._shown, tuple(map(_busy, self._shown_nodes)), works, own)
 
     def check(self, nodes: Sequence["Agent"], *, changes: int) -> None:
         """If it holds, it is the one that would be made now.
@@ -196,7 +198,7 @@ class Board:
         for node_id, work in own.items():
             at = self._index[node_id]
             node = self._pairs[at][0]
-            first = min(first, ((node.in_flight + node.beyond + 1) * work, node.last_chosen, at))
+            first = min(first, (node.busy * work, node.last_chosen, at))
         return self._pairs[first[2]][0], first[0]
 
     def _read_log(self) -> None:

@@ -13,8 +13,8 @@ from core.router import Router
 from core.snapshot import Snapshot, take
 from core.units import Instant
 
-STEPS_PER_LENGTH: Final = 2048
-"""Between two snapshots. One takes 2.4 to 3 ms with 100 nodes (docs/simulation.md), so 1.5 µs for each step: above the 2 ms
+STEPS_PER_LENGTH: Final = 4096
+"""Between two snapshots. One takes 2.4 to 3 ms with 100 nodes (docs/simulation.md), so 0.7 µs for each step: above the 2 ms
 that a step of the loop should take, once in so many steps."""
 
 

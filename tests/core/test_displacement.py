@@ -220,7 +220,7 @@ def test_a_bounded_number_of_models_is_told_apart_by_options() -> None:
     for number in range(MODELS_MAX + 5):
         displacement.came(normalise(f"m{number}"), "num_ctx=1", now=Instant(1.0))
     displacement.came(normalise("m"), "", now=Instant(1.0))
-    assert len(displacement._mixed) == MODELS_MAX
+    assert len(displacement.mixed) == MODELS_MAX
 
 
 def test_a_report_of_another_context_lets_those_go_who_fit_it() -> None:

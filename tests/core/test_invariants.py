@@ -403,7 +403,7 @@ def plan_of_nobody(router: Router) -> None:
 
 
 def passed_deadline(router: Router) -> None:
-    router._registry._expiry._until[AgentId("id of one")] = router._now
+    router._registry._expiry.until_of[AgentId("id of one")] = router._now
 
 
 def passed_patience(router: Router) -> None:

@@ -140,6 +140,20 @@ def test_what_tells_nothing_changes_nothing(beside: int, told_by: Usage | None, 
     assert told.slots_for(M) == 4
 
 
+def test_an_answer_without_times_leaves_what_was_learned() -> None:
+    told = agent(4)
+    slots.ended(told, M, 2, waited(1.0), now=AT)
+    assert not slots.ended(told, M, 2, Usage(output_tokens=9), now=AT)
+    assert told.learned[M].strikes == 1
+
+
+def test_below_what_was_told_nothing_is_tried_where_nothing_was_learned() -> None:
+    told = agent(4)
+    told.limits[M] = 2
+    slots.sent(told, M, 2, now=AT)
+    assert (told.learned, told.probes) == ({}, {})
+
+
 def test_another_number_of_slots_makes_it_forget() -> None:
     told = agent(4)
     for _ in range(STRIKES):

@@ -15,7 +15,7 @@ from core.learning import Sample, Speeds
 from core.leases import Held
 from core.lifecycle import AgentState
 from core.names import normalise
-from core.scoring import BOARDS_MAX, Ask, Auto, Choice, Load, best_first
+from core.scoring import BOARDS_MAX, Ask, Auto, Choice, LeastBusy, Load, best_first
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId, UnixMs
 from core.warm import KINDS_SPARE, SHOWN_MAX, Board
 from tests.core.routing import World
@@ -93,21 +93,25 @@ class Fleet:
     def busy(self, node: Agent, leases: int, *, others: int = 0) -> None:
         """So many requests for the model are on the node, and for another model."""
         held = {LeaseId(f"{node.id}{i}"): Held(LeaseId(""), RequestId(""), node.id, M) for i in range(leases + others)}
-        self.on[node.id], self.of_model[node.id], node.in_flight = held, leases, len(held)
+        self.on[node.id], self.of_model[node.id] = held, leases
+        node.works_on(len(held))
 
     def learn(self, node: Agent, tokens_per_s: float) -> None:
         sample = Sample(output_tokens=100, decode_s=100 / tokens_per_s, prompt_tokens=100, prefill_s=10 / tokens_per_s, cold=True)
         self.speeds.learn(node.id, M, sample, size_bytes=SIZE)
 
     def load(self) -> Load:
-        return Load(self.on, self.of_model, self.ahead, self.cached, self.news.count, self.news.changes)
+        return Load(self.on, self.of_model, self.ahead, self.cached, self.news.count)
+
+    def ask(self, auto: Auto, asked: Ask) -> Choice | None:
+        return auto.at_once(asked, self.nodes, self.of_model, self.ahead, self.cached, self.news.changes)
 
     def at_once(self, asked: Ask) -> Choice | None:
         """What the board says, once it is the same as what looking at all says, and as what a new board says."""
         full = Auto(self.speeds).choose(asked, self.nodes, self.load(), now=NOW)
-        found = self.auto.at_once(asked, self.nodes, self.load())
+        found = self.ask(self.auto, asked)
         self.auto.check(lambda _: self.nodes, self.news.changes)
-        anew = Auto(self.speeds).at_once(asked, self.nodes, self.load())
+        anew = self.ask(Auto(self.speeds), asked)
         assert (found is None) == (anew is None)
         if found is not None:
             assert found.warm is not None
@@ -234,9 +238,9 @@ def test_a_cold_node_matters_once_waiting_costs_more_than_a_load() -> None:
 
 def test_what_needs_no_slot_has_no_board() -> None:
     made = fleet(1)
-    assert made.auto.at_once(ask(needs_slot=False), made.nodes, made.load()) is None
-    assert made.auto.at_once(ask(key=None), made.nodes, made.load()) is None
-    assert made.auto.at_once(ask(), made.nodes, Load({}, {}, {})) is None
+    assert made.ask(made.auto, ask(needs_slot=False)) is None
+    assert made.ask(made.auto, ask(key=None)) is None
+    assert LeastBusy().at_once(ask(), made.nodes, {}, {}, {}, 0) is None
 
 
 def test_of_many_nodes_some_are_shown_and_the_chosen_one() -> None:
