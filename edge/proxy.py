@@ -219,7 +219,7 @@ class Proxy:
 
         `client`: its client's name, where that is known.
         """
-        budget, model = self._budget, facts.model
+        budget, model, length = self._budget, facts.model, len(data)
         if client is None:
             client = self._client_of(conn, head)
         others: tuple[str, ...] = ()
@@ -227,7 +227,6 @@ class Proxy:
             model, others, denied = self._models(client, facts)
             if denied is not None:
                 return denied
-        length = len(data)
         budget.held_bytes += length
         body = Body(data, length, budget)
         try:
@@ -245,12 +244,13 @@ class Proxy:
 
     def settle_now(self, one: Live, settled: Settled | None) -> None:
         """What `begin_now` began is over. None: it was given up."""
+        body, capture = one.body, one.capture
         try:
-            if settled is not None and one.capture is not None and one.body.data is not None:
-                one.capture.hold_request(one.body.data)
+            if capture is not None and settled is not None and body.data is not None:
+                capture.hold_request(body.data)
             self._settle(one, settled)
         finally:
-            one.body.close()
+            body.close()
 
     async def finish(self, one: Live) -> None:
         """Carry out what the router wants for a request that has begun, and settle it."""
@@ -268,8 +268,9 @@ class Proxy:
         del self._live[request_id]
         if settled is None:
             settled = Settled(request_id=request_id, ending=Ending.UNKNOWN, message="the router stopped")
-        self._decider.apply(settled)
-        self._decider.close_desk(request_id)
+        decider = self._decider
+        decider.apply(settled)
+        decider.close_desk(request_id)
         one.close()
 
     def _models(self, client: str, facts: BodyFacts) -> tuple[str | None, tuple[str, ...], Denied | None]:

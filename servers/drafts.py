@@ -34,6 +34,14 @@ COUNT_MAX: Final = 2**63 - 1
 _encode: Final = msgspec.json.Encoder().encode
 
 
+class _Tried(msgspec.Struct, gc=False):
+    """One attempt, as a record tells it."""
+
+    node: str
+    outcome: str
+    ms: float
+
+
 class Draft(msgspec.Struct, array_like=True, gc=False):
     """A request that is over. Made by position: it is on the way of every request."""
 
@@ -77,22 +85,20 @@ class Draft(msgspec.Struct, array_like=True, gc=False):
         """The record."""
         record, capture, usage = self.record, self.capture, self.record.usage
         request_body, response_body, bodies = self._bodies()
-        attempts: list[dict[str, Any]] = [
-            {"node": attempt.agent_name, "outcome": attempt.outcome, "ms": round(attempt.duration_ms, 3)} for attempt in record.attempts
-        ]
+        attempts = [_Tried(attempt.agent_name, attempt.outcome, round(attempt.duration_ms, 3)) for attempt in record.attempts]
         return HistoryRecord(
             number=capture.number,
             request_id=record.request_id,
             at_ms=UnixMs(capture.number >> NUMBER_SHIFT),
             completed_at_ms=self.completed_at_ms,
-            request_type=record.route.value,
+            request_type=record.route._value_,
             path=capture.path,
             model=record.model,
             agent_id=record.agent_id,
             agent_name=record.agent_name,
             client=capture.peer if self.key_at else record.client,
             key_id=record.client[self.key_at :] if self.key_at else None,
-            status=record.ending.value,
+            status=record.ending._value_,
             message=record.message,
             http_status=record.status,
             duration_ms=record.duration_ms,
