@@ -93,10 +93,10 @@ class _Flat(msgspec.Struct, frozen=True):
 def _plan(kind: Any) -> _Plan:
     if issubclass(kind, msgspec.Struct):
         names = tuple(field.name for field in msgspec.structs.fields(kind) if get_origin(field.type) in (*_DICTS, list))
-    elif any("__slots__" not in vars(base) for base in kind.__mro__[:-1]):
+    elif kind.__dictoffset__:
         return _Plan((), None)
-    else:
-        names = tuple(chain.from_iterable(vars(base)["__slots__"] for base in reversed(kind.__mro__[:-1])))
+    else:  # a base that is not written in Python, as `typing.Generic` from Python 3.12 on, does not say that it has no attributes
+        names = tuple(chain.from_iterable(vars(base).get("__slots__", ()) for base in reversed(kind.__mro__[:-1])))
     if len(names) < 2:
         return _Plan(names, lambda value: tuple([getattr(value, name) for name in names]))
     return _Plan(names, attrgetter(*names))

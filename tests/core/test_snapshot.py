@@ -8,7 +8,7 @@ import pytest
 from core.errors import LocalError, RemoteError
 from core.events import Event, Failure
 from core.router import Router
-from core.snapshot import Ref, Snapshot, pack, plain, take, unpack, value_of
+from core.snapshot import Ref, Snapshot, names_of, pack, plain, take, unpack, value_of
 from core.units import Instant
 from tests.core.routing import World
 from tests.core.simulation.worlds import drawn
@@ -125,3 +125,18 @@ def test_damaged_nodes_are_one_sentence(nodes: list[Any]) -> None:
 
 def test_a_reference_is_a_number() -> None:
     assert plain(Ref(7)) == ["r", 7]
+
+
+class _Slotted(float):
+    """Its base is not written in Python, and names no slots."""
+
+    __slots__ = ("first", "second")
+
+
+class _Open(_Slotted):
+    """Takes any attribute."""
+
+
+def test_slots_are_found_whatever_the_bases_say_of_theirs() -> None:
+    assert names_of(_Slotted) == ("first", "second")
+    assert names_of(_Open) == ()
