@@ -281,6 +281,5 @@ def _upstreams(options: Options, facts: Facts) -> str:
             "groups": "".join(_fill("node.conf", {"group": group, "address": address}) for group, address in ordered),
             "map_size": str(max(2048, 2 * len(ordered))),
             "group_of": "".join(f"    {address} {group};\n" for group, address in ordered),
-            "host_of": "".join(f"    {group} {address};\n" for group, address in ordered),
         },
     )
