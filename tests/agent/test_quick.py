@@ -139,8 +139,9 @@ async def test_a_gateway_that_stops_leaves_no_request_open(monkeypatch: pytest.M
             pass
 
     async with warm(handler, monkeypatch) as (setup, counted):
-        await setup.send("POST", "/api/chat", CHAT, request_id="r-7")
+        stream = await setup.send("POST", "/api/chat", CHAT, request_id="r-7")
         await until(lambda: setup.gateway.in_flight() == ("r-7",))
         assert counted.runs == 0
+    await stream.aclose()
     assert setup.gateway.in_flight() == ()
     assert setup.gateway._budget.held_bytes == 0
