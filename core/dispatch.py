@@ -12,7 +12,6 @@ Invariants: R3 a node that was tried is not tried again while another one is eli
 and holds the model; R12 after `look` no request waits whose plan could start now.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
@@ -109,7 +108,10 @@ class Dispatcher:
         self._planned: dict[AgentId, int] = {}
         self._kinds: dict[Kind, int] = {}
         self._chosen = 0
-        self._explained: OrderedDict[RequestId, _Explained] = OrderedDict()
+        self._explained: dict[RequestId, _Explained] = {}
+        self._ring: list[RequestId] = []
+        """The requests in it; the oldest stands at `_ring_at` once there are `explain_ring`."""
+        self._ring_at = 0
 
     @property
     def has_barriers(self) -> bool:
@@ -549,8 +551,13 @@ class Dispatcher:
         known = self._explained.get(request.id)
         if known is None:
             self._explained[request.id] = _Explained(request.came.model, (raw,))
-            if len(self._explained) > self._config.explain_ring:
-                self._explained.popitem(last=False)
+            ring, at = self._ring, self._ring_at
+            if len(ring) < self._config.explain_ring:
+                ring.append(request.id)
+                return
+            del self._explained[ring[at]]
+            ring[at] = request.id
+            self._ring_at = at + 1 if at + 1 < len(ring) else 0
         elif len(known.made) < DECISIONS_MAX:
             known.made += (raw,)
 

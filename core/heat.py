@@ -4,7 +4,6 @@ Decides nothing; it is what evicting a model is priced by (`core.room`). Knows m
 Invariant: a rate never rises by mere waiting; at most `MODELS_MAX` models are remembered, the longest unasked goes first.
 """
 
-from collections import OrderedDict
 from typing import Final
 
 from core.units import Instant, ModelKey
@@ -18,21 +17,20 @@ class Heat:
     """Arrival rates of all models."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[ModelKey, tuple[Instant, float]] = OrderedDict()
-        """Last arrival, and the mean gap before it; a gap of 0 means that there was only one arrival."""
+        self._seen: dict[ModelKey, tuple[Instant, float]] = {}
+        """Last arrival, and the mean gap before it; a gap of 0 means that there was only one arrival. The longest unasked comes first."""
 
     def came(self, key: ModelKey, *, now: Instant) -> None:
         """The model was asked for."""
-        seen = self._seen.get(key)
+        seen = self._seen.pop(key, None)
         if seen is None:
             self._seen[key] = (now, 0.0)
             if len(self._seen) > MODELS_MAX:
-                self._seen.popitem(last=False)
+                del self._seen[next(iter(self._seen))]
             return
         last, mean_s = seen
         gap_s = now - last
         self._seen[key] = (now, gap_s if mean_s == 0.0 else mean_s + (gap_s - mean_s) / WINDOW)
-        self._seen.move_to_end(key)
 
     def per_s(self, key: ModelKey, *, now: Instant) -> float:
         """Requests per second: by the mean gap, or by the time since the last one where that is longer already."""

@@ -179,7 +179,8 @@ class Request(msgspec.Struct, gc=False):
             end, worked_ns = self.first_byte_at, usage.prompt_ns
         else:
             end, worked_ns = now, usage.prompt_ns + usage.eval_ns
-        return max((end - self.at) * 1000 - worked_ns / 1e6, 0.0)
+        started_ms = (end - self.at) * 1000 - worked_ns / 1e6
+        return started_ms if started_ms > 0.0 else 0.0
 
     def sample(self, settled: Settled, *, now: Instant) -> Sample:
         """What the request showed of its node's speed; it ended well there."""

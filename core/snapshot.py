@@ -353,7 +353,7 @@ class _Builder:
             return self._filled(target, _plan(kind).names, (self.value(part) for part in held[1]))
         for attribute, given in held[1]:
             if attribute in _KEYS_ONLY:
-                setattr(target, attribute, OrderedDict((key, _Explained(None)) for key in self.value(given)))
+                setattr(target, attribute, {key: _Explained(None) for key in self.value(given)})
             else:
                 setattr(target, attribute, self.value(given, getattr(target, attribute, None)))
         return target

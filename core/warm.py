@@ -12,7 +12,6 @@ request is read from the nodes themselves. Invariant: a board that holds is the 
 """
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -30,7 +29,6 @@ KINDS_SPARE: Final = 4
 """A board that comes to know twice as many kinds as in the beginning, and so many more, is made anew: most are nobody's any more."""
 _MOST: Final = 1 << 62
 """No score."""
-_busy: Final = attrgetter("busy")
 _NOTHING: Final[Mapping[AgentId, int]] = {}
 
 Row = tuple["Agent", int, int, int, int, int]
@@ -47,7 +45,7 @@ class Glance(msgspec.Struct, frozen=True, gc=False):
     shown: tuple[tuple["Agent", int, int], ...]
     """Nodes, each with the number of its kind, and what a load of the model takes there; what is left of other loads is not in it, nor what
     it would push out."""
-    busy: tuple[int, ...]
+    busy: list[int]
     """Requests on each of `shown`, with this one."""
     works: list[int]
     own: Mapping[AgentId, int]
@@ -130,10 +128,9 @@ class Board:
         """The node that `Auto.choose` would choose, if it has room; None: only `choose` can tell. As in `core.scoring.Load`."""
         if ahead and not self._index.keys().isdisjoint(ahead):
             return None
-        works = [
-            overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1
-            for overhead_us, prefill_ns, decode_ns, _ in self._kinds
-        ]
+        works: list[int] = []
+        for overhead_us, prefill_ns, decode_ns, _ in self._kinds:
+            works.append(overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1)
         if self._weighted:
             works = [_weighed(work, weight) for work, (_, _, _, weight) in zip(works, self._kinds, strict=True)]
         best: Agent | None = None
@@ -156,7 +153,7 @@ class Board:
         ):
             return None
         chosen = (best, least, least // best.busy, best.busy - 1, 0, 0)
-        return Glance(chosen, self._shown, tuple(map(_busy, self._shown_nodes)), works, own)
+        return Glance(chosen, self._shown, [node.busy for node in self._shown_nodes], works, own)
 
     def check(self, nodes: Sequence["Agent"], *, changes: int) -> None:
         """If it holds, it is the one that would be made now.
