@@ -14,6 +14,15 @@ def test_ids_are_uuid_v4_and_new_each_time() -> None:
     assert all(str(uuid.UUID(each)) == each and uuid.UUID(each).version == 4 for each in ids)
 
 
+def test_ids_begin_with_the_time_so_that_an_index_of_them_grows_at_its_end() -> None:
+    first = clock.unix_ms()
+    ids = [clock.new_request_id() for _ in range(200)]
+    told = [uuid.UUID(each).int >> 80 for each in ids]
+    assert told == sorted(told)
+    assert first <= told[-1] <= clock.unix_ms()
+    assert len({each[14:] for each in ids}) == 200
+
+
 def test_a_stable_id_is_a_uuid_v4_that_depends_on_the_address_alone() -> None:
     first = clock.stable_agent_id("10.0.0.5:11434")
     assert first == clock.stable_agent_id("10.0.0.5:11434") != clock.stable_agent_id("10.0.0.6:11434")
