@@ -109,10 +109,16 @@ class Inference:
     # ------------------------------------------------------------ without a task
 
     def begin_now(self, upstream: UpstreamConnection, body: bytes) -> None:
-        """Send the request on this idle connection, as far as that needs no waiting. `run` may take over at any time after it."""
+        """Begin it on this idle connection, for `send_now`. `run` may take over at any time after it."""
         self.upstream = upstream
         self._conn.begin(self)
-        data = self._request_head(len(body)) + body
+        self._begun = self._request_head(len(body)) + body
+
+    def send_now(self) -> None:
+        """Send the request that `begin_now` began, as far as it goes without waiting."""
+        upstream, data = self.upstream, self._begun
+        if not data or upstream is None or self._left:
+            return
         try:
             sent = upstream.send_now(data)
         except OSError:

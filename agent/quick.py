@@ -16,7 +16,7 @@ from agent.inference import Inference
 from core.events import Route
 from edge.body import Body
 from edge.listener import quick_routes
-from edge.quick import whole_answer
+from edge.quick import WholeAnswer, whole_answer
 from edge.wire import ClientConnection, HttpError, RequestHead, UpstreamConnection, parse_request_head
 
 REQUEST_MAX_BYTES: Final = 256 << 10
@@ -44,7 +44,7 @@ class Inside(Interface):
 class GatewayLane:
     """One caller's connection. Implements `edge.wire.Lane`."""
 
-    __slots__ = ("_body", "_conn", "_gateway", "_head", "_one", "_route")
+    __slots__ = ("_body", "_conn", "_found", "_gateway", "_head", "_one", "_route")
 
     def __init__(self, gateway: Inside, conn: ClientConnection) -> None:
         self._gateway = gateway
@@ -54,6 +54,8 @@ class GatewayLane:
         self._body: Body | None = None
         self._head: RequestHead | None = None
         self._route: Route | None = None
+        self._found: WholeAnswer | None = None
+        """What Ollama answered, until the caller gets it."""
 
     def came(self) -> None:
         """The caller sent something."""
@@ -88,11 +90,20 @@ class GatewayLane:
         self._body, self._head, self._route = body, head, route
         one = self._one = gateway.enter(conn, head, route)
         one.begin_now(upstream, data)
-        if one.is_sent:
-            upstream.eager = self.answered
-        else:
-            self._hand_over(one)
+        upstream.eager = self.answered
+        conn.watch.at_end.append(self._send_request)
         return True
+
+    def _send_request(self) -> None:
+        one = self._one
+        if one is None or one.upstream is None or one.upstream.eager is None:
+            return  # it was handed over already
+        try:
+            one.send_now()
+            if not one.is_sent:
+                self._hand_over(one)
+        except Exception as error:
+            self._fail(error)
 
     def answered(self) -> None:
         """Ollama sent something, or its connection was closed."""
@@ -109,7 +120,28 @@ class GatewayLane:
                 self._hand_over(one)
                 return
             upstream.eager = None
+            self._found = found
+            self._conn.watch.at_end.append(self._send_answer)
+        except Exception as error:
+            self._fail(error)
+
+    def _send_answer(self) -> None:
+        one, found = self._one, self._found
+        self._found = None
+        assert one is not None, "nothing that ends a request comes between"
+        assert found is not None
+        try:
+            if not one.is_sent:
+                self._hand_over(one)
+                return
             one.answer_now(*found)
+            self._conn.watch.at_end.append(self._end)
+        except Exception as error:
+            self._fail(error)
+
+    def _end(self) -> None:
+        """The caller has its answer; others got theirs before this one left the gateway."""
+        try:
             self._leave()
             self._conn.end_quick()
         except Exception as error:

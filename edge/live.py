@@ -389,7 +389,7 @@ class Live(msgspec.Struct, eq=False):
     # ------------------------------------------------------------ without a task (edge.quick)
 
     def begin_now(self) -> Lease | None:
-        """Begin what the router wants, if that needs no waiting: send the request on a kept connection to the node. None: `run` must.
+        """Begin what the router wants, if that needs no waiting: take a kept connection to the node, for `send_now`. None: `run` must.
 
         `run` may take over at any time after it: it goes on from here.
         """
@@ -405,13 +405,19 @@ class Live(msgspec.Struct, eq=False):
         self.upstream = upstream
         self._about_to_try(lease)
         self.heard_at = means.clock()
-        data = self._request_head(lease) + data
+        self._begun = self._request_head(lease) + data
+        return lease
+
+    def send_now(self) -> None:
+        """Send the request that `begin_now` began, as far as it goes without waiting."""
+        upstream, data = self.upstream, self._begun
+        if not data or upstream is None or self._ended is not None:
+            return
         try:
             sent = upstream.send_now(data)
         except OSError:
             sent = 0
         self._begun = b"" if sent == len(data) else data[sent:]
-        return lease
 
     @property
     def is_sent(self) -> bool:

@@ -31,6 +31,10 @@ LastingClient = Callable[[ClientConnection, RequestHead], str | None]
 """Who asks, where that and the leave to follow from the head alone, for as long as the connection lasts; None: ask for each request."""
 
 
+WholeAnswer = tuple[ResponseHead, bytes, Usage | None]
+"""A node's good answer, its body, and its cost."""
+
+
 class Begins(Interface):
     """What is needed of `edge.proxy.Proxy`."""
 
@@ -75,7 +79,7 @@ class Quick:
 class QuickLane:
     """One client connection's requests. Implements `edge.wire.Lane`."""
 
-    __slots__ = ("_block", "_client", "_conn", "_lease", "_one", "_quick")
+    __slots__ = ("_block", "_client", "_conn", "_found", "_lease", "_one", "_quick", "_settled")
 
     def __init__(self, quick: Quick, conn: ClientConnection) -> None:
         self._quick = quick
@@ -86,6 +90,10 @@ class QuickLane:
         self._one: Live | None = None
         """What was begun and is not settled."""
         self._lease: Lease | None = None
+        self._found: WholeAnswer | None = None
+        """What its node answered, until the client gets it."""
+        self._settled: Settled | None = None
+        """What became of it, until the router is told."""
 
     def came(self) -> None:
         """The client sent something."""
@@ -126,10 +134,11 @@ class QuickLane:
             self._one = one
             lease = self._lease = one.begin_now()
             upstream = one.upstream
-            if lease is None or upstream is None or not one.is_sent:
+            if lease is None or upstream is None:
                 self._hand_over()
             else:
                 upstream.eager = self.answered
+                conn.watch.at_end.append(self._send_request)
         else:
             try:
                 conn.send_now(one.response(route.protocol, quick.new_id(), keep_alive=not conn.must_close))
@@ -138,11 +147,21 @@ class QuickLane:
             conn.end_quick()
         return True
 
+    def _send_request(self) -> None:
+        one = self._one
+        if one is None or one.upstream is None or one.upstream.eager is None:
+            return  # it was handed over already
+        try:
+            one.send_now()
+            if not one.is_sent:
+                self._hand_over()
+        except Exception as error:
+            self._fail(error, one.head)
+
     def answered(self) -> None:
         """The node sent something, or its connection was closed."""
-        one, lease = self._one, self._lease
+        one = self._one
         assert one is not None
-        assert lease is not None
         upstream = one.upstream
         assert upstream is not None
         try:
@@ -153,8 +172,32 @@ class QuickLane:
                 self._hand_over()
                 return
             upstream.eager = None
-            settled = one.answer_now(lease, *found)
-            self._one = None
+            self._found = found
+            self._conn.watch.at_end.append(self._send_answer)
+        except Exception as error:
+            self._fail(error, one.head)
+
+    def _send_answer(self) -> None:
+        one, lease, found = self._one, self._lease, self._found
+        self._found = None
+        assert one is not None, "nothing that ends a request comes between"
+        assert lease is not None
+        assert found is not None
+        try:
+            if not one.is_sent:
+                self._hand_over()
+                return
+            self._settled = one.answer_now(lease, *found)
+            self._conn.watch.at_end.append(self._settle)
+        except Exception as error:
+            self._fail(error, one.head)
+
+    def _settle(self) -> None:
+        """The client has its answer; others got theirs before this one's settlement."""
+        one, settled = self._one, self._settled
+        self._one = self._settled = None
+        assert one is not None
+        try:
             self._quick.proxy.settle_now(one, settled)
             self._conn.end_quick()
         except Exception as error:
@@ -205,7 +248,7 @@ class QuickLane:
                 upstream.close()
 
 
-def whole_answer(upstream: UpstreamConnection, route: Route) -> tuple[ResponseHead, bytes, Usage | None] | Literal[False] | None:
+def whole_answer(upstream: UpstreamConnection, route: Route) -> WholeAnswer | Literal[False] | None:
     """Read what a node has sent: its good answer, here whole, and its cost. None: more is to come; False: it is not that common."""
     if not upstream.closed and not upstream.receive_now():
         return None

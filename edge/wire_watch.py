@@ -2,8 +2,10 @@
 
 Decides nothing about requests. All sockets are registered once with one edge-triggered epoll; one task reads its events and wakes the
 tasks that wait, so a wait costs no system call and no registration (Trio's own wait costs an `epoll_ctl`: 12 % of a small request). A
-connection may have its events taken without any task (`eager`), which saves a turn of the scheduler as well. A peer that shuts down its
-side is told as such, so pipelined data is never mistaken for leaving. A sweep compares deadlines with a coarse clock, so a read needs no
+connection may have its events taken without any task (`eager`), which saves a turn of the scheduler as well; what is to be sent then is
+put off until all events of a poll were taken (`at_end`), for a peer that sleeps is woken by the first send and finds the others awake (a
+waking costs the sender 5 µs, and there are two of them in a small request). A peer that shuts down its side is told as such, so pipelined
+data is never mistaken for leaving. A sweep compares deadlines with a coarse clock, so a read needs no
 cancel scope. Where there is no epoll, Trio's waits are used, and the sweep looks for an end of stream with a peek.
 
 Invariants: `readable` is False only after a read that emptied the socket, and stays True once the peer ended; `now` is at most one
@@ -34,10 +36,10 @@ from trio.lowlevel import (
 SWEEP_EVERY_S: Final = 1.0
 PEEK_EVERY_S: Final = 0.25
 NEVER: Final = inf
-TURN_S: Final = 0.0012
+TURN_S: Final = 0.0008
 """So long at most, and the events of one poll, without giving way to other tasks."""
-EVENTS_AT_ONCE: Final = 8
-"""What an event sets off may take a tenth of a millisecond."""
+EVENTS_AT_ONCE: Final = 16
+"""What an event sets off takes a twentieth of a millisecond; what several send leaves together."""
 _ENDS: Final = 0 if sys.platform != "linux" else select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
@@ -122,7 +124,9 @@ class WatchedSocket:
 class Watch:
     """Shared by all connections of a process. `run` must be running while they are used.
 
-    `now` is Trio's clock as of the last sweep, seconds. `edges`: readiness comes from epoll, not from Trio.
+    `now` is Trio's clock as of the last sweep, seconds. `edges`: readiness comes from epoll, not from Trio. `at_end`: calls to make when
+    the events of this poll were taken, for those whose `eager` is called; made once, in order, those that such a call adds too; like
+    `eager` they are quick, and may not raise.
     """
 
     def __init__(self, *, sweep_every_s: float = SWEEP_EVERY_S, use_epoll: bool = True) -> None:
@@ -130,6 +134,7 @@ class Watch:
         self._sweep_every_s = sweep_every_s
         self._watched: dict[int, WatchedSocket] = {}
         self._nursery: trio.Nursery | None = None
+        self.at_end: list[Callable[[], None]] = []
         self.edges = use_epoll and sys.platform == "linux"
         if self.edges:
             self._epoll = select.epoll()
@@ -197,6 +202,11 @@ class Watch:
                 reschedule(task)
             if mask & _ENDS:
                 conn.on_left()
+        at_end = self.at_end
+        if at_end:
+            for call in at_end:
+                call()
+            at_end.clear()
         return len(events)
 
     async def _sweep_for_ever(self) -> None:

@@ -1,5 +1,7 @@
 """Requests that need no task, and where they turn into others: a scripted router, a scripted node, real sockets that are kept."""
 
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -231,6 +233,22 @@ async def test_a_node_that_closed_its_kept_connection_is_dialled_anew() -> None:
         assert len(found.seen) == 2
         assert not found.edge.router.of(AttemptEnded)
         assert found.settled().ending is Ending.SUCCESS
+
+
+async def test_a_request_whose_connection_ends_before_it_is_sent_goes_on_another() -> None:
+    async with kept(whole, whole) as found:
+        await found.line.chat(stream=False)
+        found.edge.router.script = [forward(found.port)]
+        # Nothing else runs between these two, so one poll tells of both: the request is begun when its connection is found closed.
+        with socket.socket(fileno=os.dup(found.line.stream.socket.fileno())) as client:
+            data = encode({**CHAT, "stream": False})
+            client.send(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+            found.seen[0].stream.socket.shutdown(socket.SHUT_RDWR)
+        answer = await found.line.answer()
+        assert (answer.status, answer.body) == (200, WHOLE)
+        assert len({id(caller.stream) for caller in found.seen}) == 2
+        assert (await found.until_settled(2)).ending is Ending.SUCCESS
+        assert found.edge.router.of(AttemptEnded) == []
 
 
 async def test_a_failed_attempt_is_told_and_the_next_node_tried() -> None:
