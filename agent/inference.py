@@ -114,16 +114,17 @@ class Inference:
         self._conn.begin(self)
         self._begun = self._request_head(len(body)) + body
 
-    def send_now(self) -> None:
-        """Send the request that `begin_now` began, as far as it goes without waiting."""
+    def send_now(self) -> bool:
+        """Send the request that `begin_now` began, as far as it goes without waiting. Returns `is_sent`."""
         upstream, data = self.upstream, self._begun
         if not data or upstream is None or self._left:
-            return
+            return False
         try:
             sent = upstream.send_now(data)
         except OSError:
-            sent = 0
+            return False
         self._begun = data[sent:]
+        return sent == len(data)
 
     @property
     def is_sent(self) -> bool:

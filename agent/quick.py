@@ -99,8 +99,7 @@ class GatewayLane:
         if one is None or one.upstream is None or one.upstream.eager is None:
             return  # it was handed over already
         try:
-            one.send_now()
-            if not one.is_sent:
+            if not one.send_now():
                 self._hand_over(one)
         except Exception as error:
             self._fail(error)
@@ -116,7 +115,7 @@ class GatewayLane:
             found = whole_answer(upstream, route)
             if found is None:
                 return
-            if found is False or not one.is_sent:
+            if found is False:
                 self._hand_over(one)
                 return
             upstream.eager = None

@@ -408,16 +408,20 @@ class Live(msgspec.Struct, eq=False):
         self._begun = self._request_head(lease) + data
         return lease
 
-    def send_now(self) -> None:
-        """Send the request that `begin_now` began, as far as it goes without waiting."""
+    def send_now(self) -> bool:
+        """Send the request that `begin_now` began, as far as it goes without waiting. Returns `is_sent`."""
         upstream, data = self.upstream, self._begun
         if not data or upstream is None or self._ended is not None:
-            return
+            return False
         try:
             sent = upstream.send_now(data)
         except OSError:
-            sent = 0
-        self._begun = b"" if sent == len(data) else data[sent:]
+            return False
+        if sent == len(data):
+            self._begun = b""
+            return True
+        self._begun = data[sent:]
+        return False
 
     @property
     def is_sent(self) -> bool:

@@ -152,8 +152,7 @@ class QuickLane:
         if one is None or one.upstream is None or one.upstream.eager is None:
             return  # it was handed over already
         try:
-            one.send_now()
-            if not one.is_sent:
+            if not one.send_now():
                 self._hand_over()
         except Exception as error:
             self._fail(error, one.head)
@@ -168,7 +167,7 @@ class QuickLane:
             found = whole_answer(upstream, one.route)
             if found is None:
                 return
-            if found is False or not one.is_sent:
+            if found is False:
                 self._hand_over()
                 return
             upstream.eager = None

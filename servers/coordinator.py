@@ -45,12 +45,12 @@ from servers.poller import Poller
 from servers.settings import Settings, upstream_name
 from servers.tokens import ADMIN_TOKEN_FILE, Tokens, open_data_dir
 
-RECORDS_KEPT: Final = 10_000
+RECORDS_KEPT: Final = 64
 """Records of requests held in memory, newest last."""
 
 
 class RecordRing:
-    """The newest records. `listeners` are told of each; they must be quick and may not raise."""
+    """The newest records, for who looks from inside. `listeners` are told of each; they must be quick and may not raise."""
 
     def __init__(self) -> None:
         self.newest: deque[Record] = deque(maxlen=RECORDS_KEPT)
