@@ -83,7 +83,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=T
     tls: bool = False
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What a node said about its work in the final chunk; durations in nanoseconds, 0 when not told."""
 
     prompt_tokens: int = 0
@@ -455,7 +455,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     by: int = 1
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One try of a recorded request."""
 
     agent_id: AgentId
@@ -464,7 +464,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     duration_ms: float
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What history keeps of a request, bodies apart (contract 6). Made by position on the hot path: so many keywords cost 2 µs."""
 
     request_id: RequestId

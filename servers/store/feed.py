@@ -22,8 +22,8 @@ from sqlalchemy import Engine
 from core.errors import RemoteError
 from servers.aside import command
 from servers.store import messages
-from servers.store.messages import Batch, Config, Delete, Deleted, Done, Failed, Imported, Item, Ready, Said, Sync, Word, Works
-from servers.store.outbox import Outbox
+from servers.store.messages import Config, Delete, Deleted, Done, Failed, Imported, Packed, Ready, Said, Sync, Word, Works
+from servers.store.outbox import Outbox, Parcel
 from servers.store.writer import Writer
 
 FLUSH_S: Final = 0.1
@@ -65,11 +65,11 @@ class Child:
         self._unsent = memoryview(b"")
         self._frames = messages.Frames()
 
-    def queue(self, item: Item) -> None:
+    def queue(self, item: Parcel) -> None:
         """The next item to be sent; call it when `flush` is through."""
         assert not self._unsent
         self.ahead.add(item.number)
-        self._unsent = memoryview(encoded(item))
+        self._unsent = memoryview(item.frame if isinstance(item, Packed) else messages.framed(item))
 
     async def flush(self) -> None:
         """Send what is queued. Raises OSError or ClosedResourceError when the process is gone."""
@@ -97,7 +97,7 @@ class Child:
             heard(messages.word_of(frame))
         return bool(data)
 
-    def finish(self, items: Callable[[], Item | None], heard: Callable[[Word], None], *, limit_s: float) -> None:
+    def finish(self, items: Callable[[], Parcel | None], heard: Callable[[Word], None], *, limit_s: float) -> None:
         """Send all there is and hear it to its end. Blocks. Raises OSError (TimeoutError at the limit)."""
         deadline = time.monotonic() + limit_s
 
@@ -125,16 +125,6 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
-
-
-def encoded(item: Item) -> bytearray:
-    """An item as a frame, whatever texts and numbers are in it."""
-    try:
-        return messages.framed(item)
-    except (UnicodeEncodeError, OverflowError):
-        assert isinstance(item, Batch), "only records hold what clients sent"
-        item.drafts = [draft.tidied() for draft in item.drafts]
-        return messages.framed(item)
 
 
 class Feed:
@@ -247,7 +237,10 @@ class Feed:
     def _feed_local(self) -> None:
         while len(self._local_ahead) < AHEAD_MAX and (item := self.outbox.next()) is not None:
             self._local_ahead.add(item.number)
-            self._local_writer().put(item)
+            self._put_local(item)
+
+    def _put_local(self, item: Parcel) -> None:
+        self._local_writer().put(item.batch() if isinstance(item, Packed) else item)
 
     def _local_writer(self) -> Writer:
         if self._local is None:
@@ -290,7 +283,7 @@ class Feed:
     def _finish_local(self, limit_s: float) -> None:
         deadline = time.monotonic() + limit_s
         while (item := self.outbox.next()) is not None:
-            self._local_writer().put(item)
+            self._put_local(item)
         if self._local is not None:
             self._local.stop(limit_s=deadline - time.monotonic())
         self._hear_local()
@@ -332,7 +325,7 @@ class Feed:
 
     def _done(self, done: Done) -> None:
         item = self.outbox.confirmed(done)
-        if isinstance(item, Batch) and not done.dropped:
+        if isinstance(item, Packed) and not done.dropped:
             self._works()  # who failed may be gone since
         self._local_ahead.discard(done.number)
         if self._child is not None:

@@ -1,9 +1,10 @@
 """What the coordinator and the process that writes say to each other: frames of MessagePack with their length before them.
 
 Decides the form. Must never know who sends when. Invariants: items are numbered in the order in which they must be done, and each is
-confirmed by its number; an item may come twice, which changes nothing.
+confirmed by its number; an item may come twice, which changes nothing; of a batch that is packed nothing lives but its frame.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -39,8 +40,6 @@ class Batch(msgspec.Struct, array_like=True, tag=0):
     number: int
     drafts: Sequence[Draft]
     things: list[tuple[str, str, bytes | None]] = []
-    size_bytes: int = 0
-    """Of bodies."""
 
 
 class Delete(msgspec.Struct, array_like=True, tag=1):
@@ -57,6 +56,7 @@ class Sync(msgspec.Struct, array_like=True, tag=2):
 
 
 Item: TypeAlias = Batch | Delete | Sync
+"""As the process that writes takes it."""
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -114,8 +114,56 @@ def framed(message: Config | Item | Word) -> bytearray:
     """A message as a frame. Raises UnicodeEncodeError or OverflowError where a text or a number in it cannot be encoded."""
     frame = bytearray(LENGTH_BYTES)
     _encoder.encode_into(message, frame, LENGTH_BYTES)
-    frame[:LENGTH_BYTES] = (len(frame) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
+    _put_length(frame)
     return frame
+
+
+def _put_length(frame: bytearray) -> None:
+    frame[:LENGTH_BYTES] = (len(frame) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
+
+
+_PACKED_HEAD: Final = struct.Struct(">IBBBQBI")
+"""What comes before the drafts of a batch's frame: its length, a list of four, the tag, the number, a list of so many drafts."""
+_END: Final = -1
+
+
+class Packed:
+    """A `Batch` as a frame that grows draft by draft: each is encoded while all of it is at hand, and nothing of it is kept for that."""
+
+    __slots__ = ("drafts", "frame", "number", "size_bytes")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.drafts = 0
+        """How many there are."""
+        self.size_bytes = 0
+        """Of their bodies."""
+        self.frame = bytearray(_PACKED_HEAD.size)
+
+    def add(self, draft: Draft, size_bytes: int) -> None:
+        """One draft more, whatever texts and numbers are in it. `size_bytes`: of its bodies."""
+        frame = self.frame
+        end = len(frame)
+        try:
+            _encoder.encode_into(draft, frame, _END)
+        except (UnicodeEncodeError, OverflowError):
+            del frame[end:]
+            _encoder.encode_into(draft.tidied(), frame, _END)
+        self.drafts += 1
+        self.size_bytes += size_bytes
+
+    def close(self, number: int, things: list[tuple[str, str, bytes | None]]) -> None:
+        """It is to be sent, as it is."""
+        self.number = number
+        frame = self.frame
+        _encoder.encode_into(things, frame, _END)
+        _PACKED_HEAD.pack_into(frame, 0, len(frame) - LENGTH_BYTES, 0x94, 0, 0xCF, number, 0xDD, self.drafts)
+
+    def batch(self) -> Batch:
+        """What the process that writes makes of it."""
+        found = item_of(self.frame[LENGTH_BYTES:])
+        assert isinstance(found, Batch)
+        return found
 
 
 class Frames:

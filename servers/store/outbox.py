@@ -3,24 +3,28 @@
 Decides the order, the size of a batch, and what is dropped when the database does not keep up (bodies first, then records, both counted:
 contract 6). Must never know who writes, or when. Invariants: `put*` never wait and never fail; what waits, sent or not, takes at most
 `PENDING_MAX_BYTES` of bodies and `RECORDS_MAX` records; of a small thing the last word is written last; what was asked is done after
-everything that was put before.
+everything that was put before. A draft is encoded when it is put: what it refers to is still in the processor's cache, and can go.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 from servers.drafts import Draft
-from servers.store.messages import Batch, Delete, Done, Item, Sync
+from servers.store.messages import Delete, Done, Packed, Sync
 
 BATCH_MAX: Final = 256
-"""Records of one batch: they are encoded in half a millisecond."""
+"""Records of one batch."""
 BATCH_MAX_BYTES: Final = 1 << 20
 """Bodies of one batch, unless one record has more."""
 RECORDS_MAX: Final = 20_000
 """Records that wait; more are dropped, the newest first, so that what is kept has no holes in its past."""
 PENDING_MAX_BYTES: Final = 64 << 20
 """Bodies that wait; more are dropped, and their records say so."""
+
+
+Parcel: TypeAlias = Packed | Delete | Sync
+"""What is sent, and kept until it is confirmed."""
 
 
 class Written:
@@ -40,11 +44,13 @@ class Outbox:
     """Of one coordinator; used by one thread."""
 
     def __init__(self) -> None:
-        self._drafts: deque[Draft] = deque()
+        self._open = Packed()
+        self._full: deque[Packed] = deque()
+        """Before `_open`."""
         self._things: dict[tuple[str, str], bytes | None] = {}
         self._asked: deque[Delete | Sync] = deque()
-        self._sent: dict[int, Item] = {}
-        self._again: deque[Item] = deque()
+        self._sent: dict[int, Parcel] = {}
+        self._again: deque[Parcel] = deque()
         self._numbers = 0
         self._records = 0
         self._bytes = 0
@@ -62,9 +68,13 @@ class Outbox:
             draft.drop_bodies()
             self.written.bodies_dropped += 1
             size = 0
+        batch = self._open
+        if batch.drafts == BATCH_MAX or (batch.size_bytes + size > BATCH_MAX_BYTES and batch.drafts):
+            self._full.append(batch)
+            batch = self._open = Packed()
+        batch.add(draft, size)
         self._records += 1
         self._bytes += size
-        self._drafts.append(draft)
 
     def put_thing(self, kind: str, name: str, data: bytes | None) -> None:
         """Keep a small thing, or forget it (None). The last word on it wins."""
@@ -78,37 +88,31 @@ class Outbox:
 
     # ------------------------------------------------------------ taken out
 
-    def next(self) -> Item | None:
+    def next(self) -> Parcel | None:
         """What is to be sent now; it is kept until it is confirmed. None: nothing waits."""
         item = self._again.popleft() if self._again else self._batch() or (self._asked.popleft() if self._asked else None)
         if item is not None:
             self._sent[item.number] = item
         return item
 
-    def _batch(self) -> Batch | None:
-        drafts: list[Draft] = []
-        size = 0
-        waiting = self._drafts
-        while waiting and len(drafts) < BATCH_MAX:
-            draft = waiting.popleft()
-            size += draft.size_bytes
-            if size > BATCH_MAX_BYTES and drafts:
-                size -= draft.size_bytes
-                waiting.appendleft(draft)
-                break
-            drafts.append(draft)
-        if not drafts and not self._things:
+    def _batch(self) -> Packed | None:
+        if self._full:
+            batch = self._full.popleft()
+        elif self._open.drafts or self._things:
+            batch, self._open = self._open, Packed()
+        else:
             return None
         things = [(kind, name, data) for (kind, name), data in self._things.items()]
         self._things.clear()
         self._numbers += 1
-        return Batch(self._numbers, drafts, things, size)
+        batch.close(self._numbers, things)
+        return batch
 
-    def confirmed(self, done: Done) -> Item | None:
+    def confirmed(self, done: Done) -> Parcel | None:
         """An item was done, or given up. Returns it, None when it is not known any more."""
         item = self._sent.pop(done.number, None)
-        if isinstance(item, Batch):
-            self._records -= len(item.drafts)
+        if isinstance(item, Packed):
+            self._records -= item.drafts
             self._bytes -= item.size_bytes
             self.written.records += done.records
             self.written.records_dropped += done.dropped
@@ -121,9 +125,10 @@ class Outbox:
 
     def give_up(self) -> None:
         """Nobody will write what waits: count it."""
-        items = [*self._sent.values(), *self._again]
-        self.written.records_dropped += len(self._drafts) + sum(len(item.drafts) for item in items if isinstance(item, Batch))
-        self._drafts.clear()
+        items = [*self._sent.values(), *self._again, *self._full, self._open]
+        self.written.records_dropped += sum(item.drafts for item in items if isinstance(item, Packed))
+        self._open = Packed()
+        self._full.clear()
         self._sent.clear()
         self._again.clear()
         self._records = self._bytes = 0
@@ -131,4 +136,4 @@ class Outbox:
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits, sent or not."""
-        return not (self._drafts or self._things or self._asked or self._sent or self._again)
+        return not (self._open.drafts or self._full or self._things or self._asked or self._sent or self._again)

@@ -190,12 +190,12 @@ def test_a_process_whose_coordinator_is_killed_writes_what_it_was_sent_and_ends(
     with databases.engine(kind) as engine:
         code = (
             "import sys, os, signal\n"
-            "from servers.store.feed import Child, encoded\n"
-            "from servers.store.messages import Batch, config_of\n"
+            "from servers.store.feed import Child\n"
+            "from servers.store.messages import Batch, config_of, framed\n"
             "from tests.servers.drafts import draft\n"
             "child = Child(config_of(sys.stdin.buffer.read()))\n"
             "child.socket.setblocking(True)\n"
-            "child.socket.sendall(b''.join(encoded(Batch(n, [draft(n)])) for n in range(100)))\n"
+            "child.socket.sendall(b''.join(framed(Batch(n, [draft(n)])) for n in range(100)))\n"
             "print(child.process.pid, flush=True)\n"
             "os.kill(os.getpid(), signal.SIGKILL)\n"
         )

@@ -2,15 +2,20 @@
 
 import pytest
 
+from core.events import Usage
 from servers.store import messages
 from servers.store import outbox as module
 from servers.store.filters import Filters
-from servers.store.messages import Batch, Config, Delete, Done, Frames, Item, Sync
-from servers.store.outbox import Outbox
+from servers.store.messages import Batch, Config, Delete, Done, Frames, Item, Packed, Sync
+from servers.store.outbox import Outbox, Parcel
 from tests.servers.drafts import draft
 
 
 def batches(box: Outbox) -> list[Item]:
+    return [item.batch() if isinstance(item, Packed) else item for item in parcels(box)]
+
+
+def parcels(box: Outbox) -> list[Parcel]:
     found = []
     while (item := box.next()) is not None:
         found.append(item)
@@ -78,7 +83,7 @@ def test_what_nobody_confirmed_comes_again_first_and_in_order() -> None:
     box.put(draft(4))
     box.confirmed(Done(2, 1))
     box.again(numbers)
-    again = batches(box)
+    again = parcels(box)
     assert again[:3] == [sent[0], sent[2], sent[3]]
     assert len(again) == 4
     assert not box.is_empty
@@ -86,10 +91,22 @@ def test_what_nobody_confirmed_comes_again_first_and_in_order() -> None:
     assert (box.written.records, box.written.records_dropped, box.is_empty) == (1, 4, True)
 
 
+def test_a_packed_batch_is_a_frame_as_any_other_and_no_draft_spoils_it() -> None:
+    packed = Packed()
+    made = [draft(0), draft(1, model="half a \ud800", usage=Usage(prompt_tokens=2**70)), draft(2)]
+    for one in made:
+        packed.add(one, 3)
+    packed.close(7, [("key", "1", b"x")])
+    tidied = Batch(7, [made[0], made[1].tidied(), made[2]], [("key", "1", b"x")])
+    assert packed.batch() == tidied
+    assert list(map(messages.item_of, Frames().take(packed.frame + packed.frame))) == [tidied, tidied]
+    assert (packed.number, packed.drafts, packed.size_bytes) == (7, 3, 9)
+
+
 @pytest.mark.parametrize("size", [1, 3, 7, 10**6])
 def test_frames_come_out_as_they_went_in(size: int) -> None:
     config = Config(url="sqlite://", coordinator_id="c", retention_days=7, max_bytes=5, bodies="full", body_max_bytes=1)
-    items: list[Item] = [Batch(1, [draft(), draft(1)], [("key", "n", b"x"), ("key", "m", None)], 5), Delete(2, Filters(q="é")), Sync(3)]
+    items: list[Item] = [Batch(1, [draft(), draft(1)], [("key", "n", b"x"), ("key", "m", None)]), Delete(2, Filters(q="é")), Sync(3)]
     data = b"".join(map(messages.framed, [config, *items]))
     frames = Frames()
     first, *rest = [frame for at in range(0, len(data), size) for frame in frames.take(data[at : at + size])]
