@@ -14,6 +14,7 @@ from core.agents import Agent
 from core.heat import Heat
 from core.learning import Speeds
 from core.names import display
+from core.parts import Part
 from core.placement import ROOM_SHARE, STEPS, Offer, Plan, Supply, plan
 from core.units import MICROS_PER_S, Instant, ModelKey
 
@@ -35,8 +36,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         return plan(self.nodes, self.rates_per_s, steps=steps)
 
 
-class Prompts:
+class Prompts(Part):
     """Mean length of each model's prompts, in tokens."""
+
+    __slots__ = ("_mean",)
 
     def __init__(self) -> None:
         self._mean: dict[ModelKey, float] = {}

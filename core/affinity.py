@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from core.agents import Agent
+from core.parts import Part
 from core.units import AgentId, Instant, ModelKey
 
 HOMES_MAX: Final = 8192
@@ -34,8 +35,10 @@ class Home(msgspec.Struct, frozen=True, gc=False):
     at: Instant
 
 
-class Affinity:
+class Affinity(Part):
     """Of all prompts. `find`: the node of that id, if there is one."""
+
+    __slots__ = ("_find", "_homes")
 
     def __init__(self, find: Callable[[AgentId], Agent | None]) -> None:
         self._find = find

@@ -31,6 +31,7 @@ from core.leases import Expiry, Held, Ledger
 from core.lifecycle import AgentState
 from core.names import display
 from core.obstacles import Obstacles
+from core.parts import Part
 from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
@@ -68,8 +69,14 @@ class _Explained(msgspec.Struct, gc=False):
     started: tuple[float | None, float | None] | None = None
 
 
-class Dispatcher:
+class Dispatcher(Part):
     """Places requests on nodes. Its parts are the router's own, shared with it."""
+
+    __slots__ = (
+        "_chosen", "_config", "_explained", "_health", "_kinds", "_on", "_planned", "_registry", "_ring", "_ring_at", "_speeds",
+        "_strategy", "affinity", "answered", "grace_until", "leaks", "ledger", "loads", "obstacles", "owed", "queue", "reloads",
+        "reloads_avoided", "requests", "stirred",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from typing import Final
 from core.agents import Agent
 from core.heat import MODELS_MAX, Heat
 from core.learning import Speeds
+from core.parts import Part
 from core.units import MICROS_PER_S, AgentId, Instant, ModelKey
 
 HORIZON_S: Final = 90.0
@@ -29,8 +30,10 @@ UNLOAD_US: Final = 1_000_000
 """From the unload to the memory being free again (typically 0.5 to 1.5 s)."""
 
 
-class Displacement:
+class Displacement(Part):
     """Of all nodes. The mappings behind the callables are their owners' own."""
+
+    __slots__ = ("_asked_at", "_heat", "_in_flight", "_options_heat", "_ready", "_replicas", "_runners", "_speeds", "mixed")
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ import msgspec
 from core.config import RouterConfig
 from core.events import Failure
 from core.leases import Wake
+from core.parts import Part
 from core.units import NEVER, AgentId, Instant, ModelKey, RequestId
 
 
@@ -148,8 +149,10 @@ class _Past(msgspec.Struct):
     until: Instant
 
 
-class Health:
+class Health(Part):
     """Of all nodes. `key` is None for requests that name no model."""
+
+    __slots__ = ("_config", "_ejected", "_past", "_pauses", "_streaks", "earliest", "quiet", "spotless", "wake")
 
     def __init__(self, config: RouterConfig) -> None:
         self._config = config

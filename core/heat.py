@@ -6,6 +6,7 @@ Invariant: a rate never rises by mere waiting; at most `MODELS_MAX` models are r
 
 from typing import Final
 
+from core.parts import Part
 from core.units import Instant, ModelKey
 
 MODELS_MAX: Final = 4096
@@ -13,8 +14,10 @@ WINDOW: Final = 60
 """The mean gap is taken over about so many arrivals (routing.md 1.4: the last 60)."""
 
 
-class Heat:
+class Heat(Part):
     """Arrival rates of all models."""
+
+    __slots__ = ("_seen",)
 
     def __init__(self) -> None:
         self._seen: dict[ModelKey, tuple[Instant, float]] = {}

@@ -22,6 +22,7 @@ from core.events import Count, Cut, Effect, Note
 from core.learning import Speeds
 from core.leases import Ledger, Wake
 from core.names import display
+from core.parts import Part
 from core.requests import Phase, Request
 from core.units import MICROS_PER_S, NEVER, AgentId, Instant, ModelKey, RequestId
 
@@ -48,8 +49,10 @@ class _Runner(msgspec.Struct):
     """It was ordered to go: whether it went is not known before another one answers."""
 
 
-class Leaks:
+class Leaks(Part):
     """Of all nodes."""
+
+    __slots__ = ("_ledger", "_requests", "_speeds", "earliest", "flagged", "quarantine", "silence_s", "wake", "watched")
 
     def __init__(self, ledger: Ledger, requests: Mapping[RequestId, Request], speeds: Speeds) -> None:
         self._ledger = ledger

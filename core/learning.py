@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from core.config import RouterConfig
+from core.parts import Part
 from core.units import MICROS_PER_S, AgentId, Instant, ModelKey
 
 MODELS_MAX: Final = 4096
@@ -97,8 +98,10 @@ class _Scaled:
         self.load: float | None = None
 
 
-class Speeds:
+class Speeds(Part):
     """Of the whole fleet."""
+
+    __slots__ = ("_fleet", "_nodes", "_output", "_pairs", "_prior", "_prior_output", "drops", "known")
 
     def __init__(self, config: RouterConfig) -> None:
         self._prior_output = config.output_prior_tokens

@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from core.errors import LocalError
+from core.parts import Part
 from core.units import NEVER, AgentId, Instant, LeaseId, ModelKey, RequestId
 
 K = TypeVar("K", bound=Hashable)
@@ -92,8 +93,10 @@ class Held(msgspec.Struct, frozen=True, gc=False):
     key: ModelKey | None
 
 
-class Ledger:
+class Ledger(Part):
     """All live leases."""
+
+    __slots__ = ("_expiry", "_held", "_of", "_on")
 
     def __init__(self, ttl_s: float) -> None:
         self._held: dict[LeaseId, Held] = {}

@@ -15,6 +15,7 @@ from core.displacement import Displacement
 from core.learning import Speeds
 from core.leases import Ledger
 from core.names import display
+from core.parts import Part
 from core.requests import Request
 from core.scoring import Choice
 from core.turns import Alarm, kept_until
@@ -30,8 +31,10 @@ class Barrier(NamedTuple):
     """Runner options that `key` will be loaded with: where it is its own victim, only those with others are kept away."""
 
 
-class Obstacles:
+class Obstacles(Part):
     """Of all nodes. `makes_room`: whether the strategy prices what a load pushes out; otherwise all is left to the nodes."""
+
+    __slots__ = ("_displacement", "_ledger", "_makes_room", "_speeds", "alarm", "barriers")
 
     def __init__(self, ledger: Ledger, displacement: Displacement, speeds: Speeds, *, makes_room: bool) -> None:
         self._ledger = ledger

@@ -20,6 +20,7 @@ import msgspec
 from core.config import RouterConfig
 from core.errors import LocalError
 from core.leases import Wake
+from core.parts import Part
 from core.units import NEVER, Instant, Micros, RequestId
 
 
@@ -39,8 +40,10 @@ class Waiter(msgspec.Struct, frozen=True):
     deadline: Instant
 
 
-class FairQueue:
+class FairQueue(Part):
     """All waiting requests."""
+
+    __slots__ = ("_clients", "_deadlines", "_last_tag", "_max", "_order", "_per_client", "earliest", "waiters", "wake")
 
     def __init__(self, config: RouterConfig) -> None:
         self._max = config.queue_max

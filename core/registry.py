@@ -39,6 +39,7 @@ from core.inventory import News
 from core.leases import Expiry
 from core.lifecycle import AgentInput, AgentState
 from core.messages import Registration
+from core.parts import Part
 from core.units import AgentId, Instant, ModelKey, UnixMs
 from core.views import AgentView, EjectionView
 
@@ -52,8 +53,13 @@ PENDING_SHARE: Final = 4
 _Identity = tuple[str, str | int]
 
 
-class Registry:
+class Registry(Part):
     """All nodes."""
+
+    __slots__ = (
+        "_agents", "_approved", "_clock", "_config", "_expiry", "_holders", "_in_flight", "_out", "_ready", "_strangers",
+        "_trained", "changes", "news",
+    )  # fmt: skip
 
     def __init__(self, config: RouterConfig, *, in_flight: Callable[[AgentId], int]) -> None:
         self._config = config

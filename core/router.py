@@ -53,6 +53,7 @@ from core.learning import Speeds
 from core.leases import Wake
 from core.lifecycle import AgentState
 from core.names import display, is_cloud, key_or_none
+from core.parts import Part
 from core.registry import Registry
 from core.requests import Phase, Request, begin, cloud_off, expected_output
 from core.restoring import agent_of, known_of
@@ -76,8 +77,13 @@ WHY_MAX: Final = 200
 """Characters of a node's error text that logs and ejections quote."""
 
 
-class Router:
+class Router(Part):
     """One per coordinator."""
+
+    __slots__ = (
+        "_barriers", "_came", "_clocks", "_config", "_dispatcher", "_displacement", "_handlers", "_health", "_heat", "_leaks",
+        "_ledger", "_look", "_now", "_prompts", "_queue", "_registry", "_requests", "_settled_total", "_speeds", "wake",
+    )  # fmt: skip
 
     def __init__(self, config: RouterConfig, *, now: Instant) -> None:
         self._config = config
@@ -180,14 +186,9 @@ class Router:
         self.wake.at = NEVER if deadline is None else deadline
 
     def _earliest(self) -> Instant | None:
-        leases, answered, owed, agents, queue, health, turns, leaks = self._clocks
-        earliest = min(
-            leases.earliest, answered.earliest, owed.earliest, agents.earliest, queue.earliest, health.earliest, turns.earliest,
-            leaks.earliest,
-        )  # fmt: skip
+        earliest = min([clock.earliest for clock in self._clocks])
         grace = self._dispatcher.grace_until
-        if grace is not None and grace < earliest:
-            return grace
+        earliest = earliest if grace is None else min(grace, earliest)
         return None if earliest == NEVER else earliest
 
     # ------------------------------------------------------------ snapshots

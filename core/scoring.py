@@ -23,6 +23,7 @@ import msgspec
 
 from core.config import RouterConfig
 from core.learning import Rates, Speeds
+from core.parts import Part
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
 from core.warm import Board, Glance, Row
 
@@ -108,8 +109,10 @@ _Warm = tuple[int, Sequence["Agent"], Sequence["Agent"], Rates]
 cost at least (they may turn out to be faster)."""
 
 
-class Strategy(abc.ABC):
+class Strategy(Part, abc.ABC):
     """One way to choose. Keeps nothing between two calls."""
+
+    __slots__ = ()
 
     part_names: tuple[str, ...] = ()
     makes_room = False
@@ -131,6 +134,8 @@ class Strategy(abc.ABC):
 class _Forwarding(Strategy):
     """What the strategies that forward at once have in common."""
 
+    __slots__ = ()
+
     def choose(self, ask: Ask, nodes: Sequence["Agent"], load: Load, *, now: Instant) -> Choice:
         """The best of those below their cap; of all when every one is at it."""
         open_nodes = _below_cap(nodes, load)
@@ -145,6 +150,8 @@ class _Forwarding(Strategy):
 class LeastBusy(_Forwarding):
     """Fewest active requests."""
 
+    __slots__ = ()
+
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
         return [(node, active, active, 0, 0, 0) for node in nodes for active in (_active(node, load),)]
 
@@ -152,12 +159,16 @@ class LeastBusy(_Forwarding):
 class RoundRobin(_Forwarding):
     """In turns: the least recently chosen."""
 
+    __slots__ = ()
+
     def _rows(self, nodes: Sequence["Agent"], load: Load, now: Instant) -> list[Row]:
         return [(node, 0, 0, 0, 0, 0) for node in nodes]
 
 
 class SeedMetrics(_Forwarding):
     """The seed's formula. Nodes without an agent count with the mean of the others' numbers."""
+
+    __slots__ = ("_fresh_s",)
 
     part_names = ("cpu", "memory", "active")
 
@@ -182,6 +193,8 @@ class SeedMetrics(_Forwarding):
 
 class Auto(Strategy):
     """Expected node time: see the module."""
+
+    __slots__ = ("_boards", "_displacement", "_speeds", "_warm")
 
     part_names = ("work", "ahead", "cold", "displaced")
     makes_room = True

@@ -6,8 +6,8 @@ field needs no line here. It is not pickle: only classes of the modules below ar
 `take` is called in the loop, so it copies only what changes. Frozen structs, enumerations and scalars are shared; so are Ollama's rows,
 which are kept as they came. Mutable structs are copied with the containers they hold, which are nobody else's. Everything else
 (objects, dicts, lists) is a numbered node, so that what was one thing in two places is one thing again; only containers of scalars in
-objects with slots are taken to be their own. Callables tie the router's parts to each other: they are left out, and those of a newly made
-`Router` stay.
+objects with slots that are no parts of the router (`core.parts`) are taken to be their own. Callables tie its parts to each other: they
+are left out, and those of a newly made `Router` stay.
 
 Invariants: a restored router given the same events at the same instants has the same effects as the one that was taken; a snapshot
 does not change when its router goes on.
@@ -28,6 +28,7 @@ import msgspec
 from core.dispatch import _Explained
 from core.errors import LocalError, RemoteError
 from core.learning import _Pair, _Scaled
+from core.parts import Part
 from core.router import Router
 from core.units import Instant
 
@@ -182,11 +183,15 @@ class _Taker:
                 return dict(zip(value, _cells(first, values), strict=True))
             return {key: part if type(part) in atoms else hold(part) for key, part in value.items()}
         plan = _plan(kind)
-        if plan.getter is not None:
+        if plan.getter is None:
+            parts: Iterable[tuple[str, Any]] = vars(value).items()
+        elif issubclass(kind, Part):
+            parts = zip(plan.names, plan.getter(value), strict=True)
+        else:
             return self._slots(plan.names, plan.getter(value))
         return {
             name: tuple(dict.__iter__(part)) if name in _KEYS_ONLY else part if type(part) in atoms else hold(part)
-            for name, part in vars(value).items()
+            for name, part in parts
             if name not in _LEFT_OUT and not _ties(part)
         }
 
@@ -351,7 +356,8 @@ class _Builder:
         target = self._built[node] = place if mine else _made(name)
         if held[0] == "l":
             return self._filled(target, _plan(kind).names, (self.value(part) for part in held[1]))
-        for attribute, given in held[1]:
+        # Parts first: where they stand in a new router, they are tied to others.
+        for attribute, given in sorted(held[1], key=lambda pair: not isinstance(getattr(target, pair[0], None), Part)):
             if attribute in _KEYS_ONLY:
                 setattr(target, attribute, {key: _Explained(None) for key in self.value(given)})
             else:

@@ -71,6 +71,13 @@ def registration(name: str = "box", **changes: Any) -> Registration:
     return Registration(**{**fields, **changes})
 
 
+def instead(part: Any, name: str, function: Callable[..., Any]) -> None:
+    """Let `function` stand in the place of a method of one object whose attributes are slots. It is not given the object."""
+    kind = type(part)
+    own = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__, name: staticmethod(function)}
+    part.__class__ = type(kind.__name__, (kind,), own)
+
+
 class World:
     """A router that is checked after each step, and its time."""
 

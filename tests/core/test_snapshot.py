@@ -82,9 +82,10 @@ def test_what_is_one_thing_in_two_places_stays_one() -> None:
     agent_id = world.backend("n", "m", loaded=("m",))
     world.ask("r1")
     router = again(world.router)
-    held = vars(router)
-    assert held["_requests"]["r1"].agent is held["_registry"].get(agent_id)
-    assert held["_requests"] is held["_dispatcher"].requests
+    request = router._requests["r1"]  # type: ignore[index]
+    assert request.agent is router._registry.get(agent_id)
+    assert router._requests is router._dispatcher.requests
+    assert router._barriers is router._dispatcher.obstacles.barriers
 
 
 def test_explanations_are_left_out_but_their_requests_are_known() -> None:

@@ -10,6 +10,7 @@ import trio
 from core.config import RouterConfig
 from core.events import Effect, NodePolled, RequestCame, Route
 from core.messages import EndingReport
+from core.router import Router
 from core.units import AgentId, Instant, RequestId
 from servers import clock
 from servers.api.agents import ENDINGS_AT_ONCE
@@ -509,10 +510,10 @@ async def test_who_waits_and_why() -> None:
 
 
 async def test_what_nobody_expected_is_a_500_with_a_sentence(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> list[Effect]:
+    def fail(_: Router) -> list[Effect]:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(house.driver.router, "agents", fail)
+    monkeypatch.setattr(Router, "agents", fail)
     answer = await house.ask("GET", "/api/agents")
     assert answer.status == 500
     assert answer.headers["X-Request-Id"] in answer.json["error"]

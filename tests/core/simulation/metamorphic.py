@@ -17,6 +17,7 @@ from core.simulation.options import swarm
 from core.simulation.prng import Prng
 from core.simulation.world import Verdict, World
 from core.units import AgentId, Instant
+from tests.core.routing import instead
 
 GRID_S = 2.0**-20
 """Instants on this grid stay exact when they are shifted by `SHIFT_S`."""
@@ -96,6 +97,6 @@ def prefers_names(config: RouterConfig, *, now: Instant) -> Router:
     router = Router(config, now=now)
     registry: Any = router._registry
     holders, ready = registry.holders, registry.ready
-    registry.holders = lambda key: tuple(sorted(holders(key), key=lambda agent: agent.id))
-    registry.ready = lambda: tuple(sorted(ready(), key=lambda agent: agent.id))
+    instead(registry, "holders", lambda key: tuple(sorted(holders(key), key=lambda agent: agent.id)))
+    instead(registry, "ready", lambda: tuple(sorted(ready(), key=lambda agent: agent.id)))
     return router

@@ -15,6 +15,7 @@ from core.queue import FairQueue, Place
 from core.requests import Phase
 from core.router import Router
 from core.units import NEVER, Instant
+from tests.core.routing import instead
 
 Spoil = Callable[[Router], None]
 
@@ -33,7 +34,7 @@ def maker(spoil: Spoil) -> Callable[..., Router]:
 def _replace(router: Any, handle: Callable[[Callable[..., list[Effect]], Event, Instant], list[Effect]]) -> None:
     """Put `handle(real, event, now)` in the place of the router's own."""
     real = router.handle
-    router.handle = lambda event, *, now: handle(real, event, now)
+    instead(router, "handle", lambda event, *, now: handle(real, event, now))
 
 
 def _forget_clock(router: Any, clock: Any) -> None:
@@ -48,7 +49,7 @@ def leaks_the_lease_of_a_client_that_left(router: Any) -> None:
         if request.phase is not Phase.TRYING or request.failed is not None:
             real(request, effects, now=now)
 
-    router._dispatcher.release = release
+    instead(router._dispatcher, "release", release)
 
 
 def believes_old_heartbeats(router: Any) -> None:
@@ -60,7 +61,7 @@ def believes_old_heartbeats(router: Any) -> None:
             agent.last_report, agent.boot = (0, -1), 0
         return real(event, beyond=beyond, now=now)  # type: ignore[no-any-return]
 
-    router._registry.heartbeat = heartbeat
+    instead(router._registry, "heartbeat", heartbeat)
 
 
 def tries_again_after_the_first_byte(router: Any) -> None:
@@ -76,12 +77,12 @@ def tries_again_after_the_first_byte(router: Any) -> None:
 
 def forgets_the_queue_when_it_sets_its_timer(router: Any) -> None:
     _forget_clock(router, router._queue)
-    router._queue.due = lambda *, now: []
+    instead(router._queue, "due", lambda *, now: [])
 
 
 def forgets_silent_agents_when_it_sets_its_timer(router: Any) -> None:
     _forget_clock(router, router._registry.deadlines)
-    router._registry.expire = lambda *, now: []
+    instead(router._registry, "expire", lambda *, now: [])
 
 
 def breaks_ties_by_the_first(router: Any) -> None:
@@ -91,7 +92,7 @@ def breaks_ties_by_the_first(router: Any) -> None:
         real(request, choice, effects, now=now)
         choice.agent.last_chosen = 0
 
-    router._dispatcher._forward = forward
+    instead(router._dispatcher, "_forward", forward)
 
 
 def records_twice(router: Any) -> None:
@@ -104,7 +105,9 @@ def records_twice(router: Any) -> None:
 
 def does_not_look_when_a_slot_gets_free(router: Any) -> None:
     real = router._dispatcher.look
-    router._dispatcher.look = lambda effects, *, now: None if effects and isinstance(effects[-1], Count) else real(effects, now=now)
+    instead(
+        router._dispatcher, "look", lambda effects, *, now: None if effects and isinstance(effects[-1], Count) else real(effects, now=now)
+    )
 
 
 def has_no_budget_of_retries(router: Any) -> None:
@@ -126,24 +129,24 @@ def forgets_whom_it_tried(router: Any) -> None:
         request.busy.clear()
         real(request, effects, now=now)
 
-    router._dispatcher.place = place
+    instead(router._dispatcher, "place", place)
 
 
 def sends_to_whom_it_drains(router: Any) -> None:
     registry = router._registry
-    registry.ready = lambda: tuple(agent for agent in registry.all() if agent.state in (AgentState.READY, AgentState.DRAINING))
-    registry.holders = lambda key: tuple(agent for agent in registry.ready() if agent.holds(key))
+    instead(registry, "ready", lambda: tuple(agent for agent in registry.all() if agent.state in (AgentState.READY, AgentState.DRAINING)))
+    instead(registry, "holders", lambda key: tuple(agent for agent in registry.ready() if agent.holds(key)))
 
 
 def sends_to_strangers(router: Any) -> None:
     registry = router._registry
-    registry.ready = lambda: tuple(agent for agent in registry.all() if agent.state in (AgentState.READY, AgentState.PENDING))
+    instead(registry, "ready", lambda: tuple(agent for agent in registry.all() if agent.state in (AgentState.READY, AgentState.PENDING)))
 
 
 def sends_to_anybody_when_a_model_is_new(router: Any) -> None:
-    router._registry.holders = lambda key: router._registry.ready()
-    router._dispatcher._begin_load = lambda request, agent, key, effects, *, now: None
-    router._dispatcher._strategy.choose = _first_of(router)
+    instead(router._registry, "holders", lambda key: router._registry.ready())
+    instead(router._dispatcher, "_begin_load", lambda request, agent, key, effects, *, now: None)
+    instead(router._dispatcher._strategy, "choose", _first_of(router))
 
 
 def _first_of(router: Any) -> Any:
@@ -154,6 +157,8 @@ def _first_of(router: Any) -> Any:
 
 def admits_one_too_many(router: Any) -> None:
     class Wide(FairQueue):
+        __slots__ = ()
+
         @property
         def full(self) -> bool:
             return len(self) > self._max
@@ -171,11 +176,11 @@ def serves_the_last_one_first(router: Any) -> None:
         place: Place = real(client, cost=cost, number=number)
         return Place(-number, -place.number)
 
-    router._queue.new_place = new_place
+    instead(router._queue, "new_place", new_place)
 
 
 def never_ends_a_lease(router: Any) -> None:
-    router._ledger.expire = lambda *, now: []
+    instead(router._ledger, "expire", lambda *, now: [])
     _forget_clock(router, router._ledger.deadlines)
 
 
@@ -189,7 +194,7 @@ def does_not_cut_what_runs_on_the_lost(router: Any) -> None:
 
     _replace(router, lambda real, event, now: drop(real(event, now=now)))
     tick = router.tick
-    router.tick = lambda *, now: drop(tick(now=now))
+    instead(router, "tick", lambda *, now: drop(tick(now=now)))
 
 
 def forgets_caps(router: Any) -> None:
@@ -208,7 +213,7 @@ def forgets_caps(router: Any) -> None:
 
 def ticks_twice(router: Any) -> None:
     real = router.tick
-    router.tick = lambda *, now: real(now=now) or [Count(name="ticks_total")]
+    instead(router, "tick", lambda *, now: real(now=now) or [Count(name="ticks_total")])
 
 
 def says_nothing_when_the_queue_is_full(router: Any) -> None:
@@ -233,11 +238,11 @@ def answers_twice(router: Any) -> None:
 
 
 def drains_for_ever(router: Any) -> None:
-    router._registry.emptied = lambda agent: []
+    instead(router._registry, "emptied", lambda agent: [])
 
 
 def makes_room_for_those_who_left(router: Any) -> None:
-    router._dispatcher.obstacles.clear = router._dispatcher.obstacles.alarm.clear
+    instead(router._dispatcher.obstacles, "clear", router._dispatcher.obstacles.alarm.clear)
 
 
 def invents_agents(router: Any) -> None:
@@ -251,15 +256,19 @@ def invents_agents(router: Any) -> None:
 def loses_who_waits(router: Any) -> None:
     """Shows a shorter line than there is."""
     real = router.waiting
-    router.waiting = lambda: real()[:-1]
+    instead(router, "waiting", lambda: real()[:-1])
 
 
 def lets_wait_without_end(router: Any) -> None:
     """Who comes back gets all its time anew, again and again; and nobody is sent away."""
-    router._dispatcher.time_out = lambda request, effects, *, now: (
-        router._queue.remove(request.id),
-        router._queue.push(request.id, request.client, Place(0, request.number), deadline=Instant(now + 60.0)),
-        effects.append(Wait(request_id=request.id, position=1, why="still")),
+    instead(
+        router._dispatcher,
+        "time_out",
+        lambda request, effects, *, now: (
+            router._queue.remove(request.id),
+            router._queue.push(request.id, request.client, Place(0, request.number), deadline=Instant(now + 60.0)),
+            effects.append(Wait(request_id=request.id, position=1, why="still")),
+        ),
     )
 
 

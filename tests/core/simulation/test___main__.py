@@ -11,6 +11,7 @@ from core.dump import Dump, load, written
 from core.router import Router
 from core.simulation.world import World
 from core.units import Instant
+from tests.core.routing import instead
 from tests.core.simulation.mutants import answers_twice, leaks_the_lease_of_a_client_that_left, maker, ticks_twice
 from tests.core.simulation.test_playback import recorded
 
@@ -66,7 +67,7 @@ def test_a_failure_is_told_kept_and_played_again(spoiled: Any, tmp_path: Path, c
 
 def test_a_crash_shows_where(spoiled: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def raises(router: Any) -> None:
-        router.statistics = lambda: 1 // 0
+        instead(router, "statistics", lambda: 1 // 0)
 
     spoiled(raises)
     assert command.main(["--seed", "5", "--steps", "500"]) == 127

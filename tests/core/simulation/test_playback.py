@@ -10,7 +10,7 @@ from core.router import Router
 from core.simulation.playback import play, shorten
 from core.snapshot import take
 from core.units import Instant, RequestId
-from tests.core.routing import World
+from tests.core.routing import World, instead
 
 
 def recorded(*, requests: int = 3) -> Dump:
@@ -30,7 +30,7 @@ def recorded(*, requests: int = 3) -> Dump:
         steps.append((now, event, effects))
         return effects
 
-    world.router.handle = record  # type: ignore[method-assign]
+    instead(world.router, "handle", record)
     for number in range(requests):
         world.ask(f"r{number}")
         world.first(f"r{number}")
