@@ -19,14 +19,19 @@ that a step of the loop should take, once in so many steps."""
 
 
 class Tape:
-    """Of one router. The owner adds each step when it is done, and turns the tape before a step when it is due."""
+    """Of one router. The owner adds each step when it is done, and turns the tape before a step when it is due.
 
-    __slots__ = ("_newer", "_older", "_router", "_starts", "due")
+    A length that goes is written over step by step: to let go of all its steps at once takes 4 to 8 ms.
+    """
+
+    __slots__ = ("_count", "_newer", "_older", "_older_count", "_router", "_starts", "due")
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._older: list[Step] = []
         self._newer: list[Step] = []
+        self._older_count = self._count = 0
+        """How many steps of each length count; behind them are those of a length that went."""
         self._starts: tuple[Snapshot | None, Snapshot | None] = (None, None)
         """Snapshots before the first step of each length."""
         self.due = True
@@ -34,20 +39,25 @@ class Tape:
 
     def add(self, at: Instant, what: Event | str, effects: list[Effect] | None) -> None:
         """One step was done."""
-        newer = self._newer
-        newer.append((at, what, effects))
-        if len(newer) >= STEPS_PER_LENGTH:
+        newer, at_step = self._newer, self._count
+        if at_step < len(newer):
+            newer[at_step] = (at, what, effects)
+        else:
+            newer.append((at, what, effects))
+        self._count = at_step = at_step + 1
+        if at_step >= STEPS_PER_LENGTH:
             self.due = True
 
     def turn(self) -> None:
         """Begin a new length with the router as it is."""
-        self._older, self._newer = self._newer, []
+        self._older, self._newer = self._newer, self._older
+        self._older_count, self._count = self._count, 0
         self._starts = (self._starts[1], take(self._router))
         self.due = False
 
     def steps(self) -> list[Step]:
         """All steps that are kept, the oldest first."""
-        return self._older + self._newer
+        return self._older[: self._older_count] + self._newer[: self._count]
 
     def written(self, *, version: str, made_at: str) -> Iterator[bytes]:
         """The tape as it is now, as a dump's file; each piece is a short step of work."""
