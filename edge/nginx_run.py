@@ -3,7 +3,8 @@
 Decides when nginx gets new files: at once where the coordinator's own address or secret is new or a node came, never sooner than
 `RELOAD_EVERY_S` after the last time, and not for a node that went (its group harms nobody, and it may come back). Must never know what a
 request is. Invariants: files that nginx refuses are taken back and not tried again until something changes; a reload cuts no stream,
-for the old workers end by themselves; nginx has ended when `run` returns.
+for the old workers end by themselves; no signal reaches an nginx that cannot read it yet, and none is lost while it starts; nginx has
+ended when `run` returns.
 """
 
 import errno
@@ -25,6 +26,8 @@ from edge.nginx import Facts, Nginx, Options
 FOLLOW_EVERY_S: Final = 2.0
 RELOAD_EVERY_S: Final = 5.0
 ASK_WITHIN_S: Final = 5.0
+LOOK_EVERY_S: Final = 0.01
+"""Whether nginx serves yet."""
 SAID_AGAIN_S: Final = 60.0
 """What stays wrong is said again after so long."""
 FACTS: Final = "facts.json"
@@ -114,12 +117,14 @@ class Runner:
         self._ask = ask
         self._process: trio.Process | None = None
         self._stopping = False
+        self._serving = trio.Event()
+        self._giving = trio.Lock()
         self._waiting = trio.CancelScope()
         self._said: tuple[str, float] = ("", 0.0)
         self.reloads = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until `stop` was called and nginx has ended.
+        """Until `stop` was called and nginx has ended. Started: nginx listens, and obeys signals.
 
         Raises:
             ConfigError: nginx cannot be started as it is asked for, or it ended by itself.
@@ -135,14 +140,16 @@ class Runner:
         text = await self._give(facts)
         if text:
             raise ConfigError(f"nginx does not take its configuration: {text}")
+        if self._stopping:
+            return
         command = [self._nginx.program, "-p", str(directory), "-c", str(directory / files.CONFIG), "-g", "daemon off;"]
         # In a session of its own: a terminal's Ctrl-C is for us, who then end it in good order.
         process = self._process = await trio.lowlevel.open_process(command, stdin=None, start_new_session=True)
-        self._say(f"nginx {self._nginx.version_text} serves {', '.join(self._options.listen)}; {_count(facts)}")
         try:
+            if self._stopping:  # told so in this very moment
+                process.terminate()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._follow, Changes(facts, now=trio.current_time()))
-                task_status.started()
+                nursery.start_soon(self._attend, process.pid, facts, task_status)
                 await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -166,7 +173,8 @@ class Runner:
         return None if self._process is None else self._process.pid
 
     async def reload(self) -> None:
-        """Read everything anew, also what is not the coordinator's: certificates."""
+        """Read everything anew, also what is not the coordinator's: certificates. While nginx starts: as soon as it serves."""
+        await self._serving.wait()
         try:
             await self._load(await self._ask(self._options.selection))
         except (Away, ConfigError) as error:
@@ -189,6 +197,15 @@ class Runner:
                 self._say_once(f"waiting for the coordinator at {self._options.selection}: {error}")
             await trio.sleep(FOLLOW_EVERY_S)
 
+    async def _attend(self, pid: int, facts: Facts, task_status: trio.TaskStatus[None]) -> None:
+        """Follow the coordinator once nginx serves: it writes its id after it listens and has its handlers; SIGHUP before would kill it."""
+        while _pid_in(self._options.directory) != pid:  # noqa: ASYNC110 -- nothing tells of a file that another program writes
+            await trio.sleep(LOOK_EVERY_S)
+        self._say(f"nginx {self._nginx.version_text} serves {', '.join(self._options.listen)}; {_count(facts)}")
+        self._serving.set()
+        task_status.started()
+        await self._follow(Changes(facts, now=trio.current_time()))
+
     async def _follow(self, changes: Changes) -> None:
         while True:
             await trio.sleep(FOLLOW_EVERY_S)
@@ -207,7 +224,8 @@ class Runner:
 
     async def _load(self, facts: Facts) -> bool:
         """Give nginx these facts. False: it refuses them, and keeps what it has."""
-        text = await self._give(facts)
+        async with self._giving:  # what follows the coordinator and who asks for a reload have the same files
+            text = await self._give(facts)
         if text:
             self._say_once(f"nginx goes on as it is, for it does not take the new configuration: {text}")
             return False
@@ -242,12 +260,21 @@ def _count(facts: Facts) -> str:
     return f"{len(facts.nodes)} node{'' if len(facts.nodes) == 1 else 's'} without the coordinator in between"
 
 
+def _pid_in(directory: Path) -> int | None:
+    """The process that wrote its id there last; a mere test of the configuration leaves the file empty."""
+    try:
+        return int((directory / "nginx.pid").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
 def _see_that_free(directory: Path) -> None:
     """Raises ConfigError when an nginx runs with these files."""
+    if (pid := _pid_in(directory)) is None:
+        return
     try:
-        pid = int((directory / "nginx.pid").read_text(encoding="ascii"))
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, ValueError):
+    except OSError:
         return
     if os.fsencode(directory / files.CONFIG) in command:
         raise ConfigError(f"nginx already runs with {directory} (process {pid}); end it with 'kill -QUIT {pid}', or give another --dir")

@@ -195,6 +195,7 @@ class ClientConnection(WatchedSocket):
                 return None
             if self.rest is not None:
                 return self._handed
+            self.answered = False  # requests may have been answered meanwhile, without the task
             data, self._buffer = self._buffer, b""
             if not data:
                 self._patience = self._limits.idle_s

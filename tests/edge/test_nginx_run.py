@@ -26,6 +26,8 @@ from tests.fleet.rawhttp import Caller, RawServer, talk, wait_until
 from tests.fleet.rawhttp import ask as ask_http
 
 ROOT = Path(__file__).parents[2]
+HANGS_S = 120.0
+"""Nothing here promises how long a program takes to start: what takes longer than this never will."""
 A, B, C = node(), node("10.0.0.2"), node("10.0.0.3")
 
 
@@ -374,6 +376,38 @@ async def test_a_second_nginx_on_the_same_port_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+async def test_a_reload_that_is_asked_for_while_nginx_starts_is_not_lost(tmp_path: Path) -> None:
+    async def script(caller: Caller) -> None:
+        await caller.answer(b"")
+
+    server = RawServer(script)
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(server.run)
+        place = Place(tmp_path, port, port)
+        async with trio.open_nursery() as running:
+            running.start_soon(place.runner.run)
+            running.start_soon(place.runner.reload)  # sooner than nginx, which SIGHUP would kill before it has its handlers
+            await wait_until(lambda: place.runner.reloads == 1, within_s=HANGS_S, what="the reload")
+            assert [line.partition(" ")[0] for line in place.lines] == ["nginx", "reloaded:"]
+            place.runner.stop()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stop_while_the_first_files_are_tried_is_one(tmp_path: Path) -> None:
+    async def told(_: Path) -> Facts:
+        return facts(A)
+
+    class StoppedMeanwhile(FakeRunner):
+        async def _give(self, facts: Facts) -> str:
+            self.stop()
+            return await super()._give(facts)
+
+    runner = StoppedMeanwhile(tmp_path, told)
+    await runner.run()
+    assert (len(runner.given), runner.pid) == (1, None)
+
+
+@pytest.mark.slow
 async def test_nginx_that_ends_by_itself_is_a_failure() -> None:
     async def script(caller: Caller) -> None:
         await caller.answer(b"")
@@ -449,10 +483,30 @@ async def test_render_and_check_with_a_coordinator(tmp_path: Path) -> None:
         assert "1 that nginx may reach itself" in done.stdout
 
 
-def has_pid(directory: Path) -> bool:
-    """Whether nginx runs. `nginx -t` listens for a moment too, but leaves its file empty."""
-    file = directory / "nginx.pid"
-    return file.exists() and bool(file.read_text())
+@asynccontextmanager
+async def edge_runs(*words: str) -> AsyncIterator[trio.Process]:
+    """`python -m edge run`; killed, with its nginx, when the block is left before it has ended."""
+    command = [sys.executable, "-m", "edge", "run", *words]
+    process = await trio.lowlevel.open_process(command, stdin=None, stderr=subprocess.PIPE, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            for number in (signal.SIGTERM, signal.SIGTERM):  # the second does not wait for streams
+                if process.poll() is None:
+                    process.send_signal(number)
+            await process.wait()
+
+
+async def until_said(process: trio.Process, words: bytes) -> None:
+    """Until it says so. Machines may be as busy as they like: whoever hangs is told after `HANGS_S`."""
+    assert process.stderr is not None
+    said = b""
+    with trio.fail_after(HANGS_S):
+        while words not in said:
+            some = await process.stderr.receive_some()
+            assert some, said
+            said += some
 
 
 @pytest.mark.slow
@@ -463,21 +517,14 @@ async def test_run_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         told = Facts(secret="s" * 32, coordinator=f"127.0.0.1:{port}")
         async with coordinator(lambda caller: caller.answer(msgspec.json.encode(told))) as path:
             listen = free_port()
-            command = [sys.executable, "-m", "edge", "run", "--selection", str(path), "--listen", f"127.0.0.1:{listen}"]
-            process = await trio.lowlevel.open_process([*command, "--dir", str(tmp_path)], stdin=None, stderr=subprocess.PIPE, cwd=ROOT)
-            with trio.fail_after(20):
-                while not has_pid(tmp_path) or not await connects(listen):
-                    assert process.poll() is None
-                    await trio.sleep(0.01)
-            assert (await ask_http(listen, "GET", "/api/version")).json() == {"version": "1"}
-            process.send_signal(signal.SIGHUP)
-            assert process.stderr is not None
-            said = b""
-            with trio.fail_after(10):
-                while b"reloaded" not in said:
-                    said += await process.stderr.receive_some()
-            process.send_signal(signal.SIGTERM)
-            with trio.fail_after(10):
-                assert await process.wait() == 0
+            words = ("--selection", str(path), "--listen", f"127.0.0.1:{listen}", "--dir", str(tmp_path))
+            async with edge_runs(*words) as process:
+                await until_said(process, b" serves ")
+                assert (await ask_http(listen, "GET", "/api/version")).json() == {"version": "1"}
+                process.send_signal(signal.SIGHUP)
+                await until_said(process, b"reloaded")
+                process.send_signal(signal.SIGTERM)
+                with trio.fail_after(HANGS_S):
+                    assert await process.wait() == 0
             assert not await connects(listen)
         nursery.cancel_scope.cancel()

@@ -375,6 +375,14 @@ async def test_a_denied_request_is_told_so_once_and_the_connection_kept() -> Non
         assert asked == 2
 
 
+async def test_what_the_task_says_next_is_a_first_answer_again() -> None:
+    async with kept(whole) as found:
+        assert (await found.line.chat(stream=False)).body == WHOLE
+        await found.line.stream.send_all(b"GET / HTTP/3.0\r\nHost: x\r\n\r\n")
+        assert (await found.line.answer()).status == 505
+        assert await found.line.ended()
+
+
 async def test_a_stop_lets_a_request_end_and_closes_after_it() -> None:
     begun, go = trio.Event(), trio.Event()
 
