@@ -19,6 +19,9 @@ from core.views import AgentView, EjectionView
 if TYPE_CHECKING:
     from core.slots import Pair
 
+CHOSEN_BITS: Final = 40
+"""Of `Agent.rank`: enough for 10¹² decisions."""
+
 SHOWN_AS: Final[Mapping[AgentState, str]] = {
     AgentState.OFFLINE: "offline",
     AgentState.INITIALIZING: "online",
@@ -38,12 +41,12 @@ class Agent:
     """One node, with or without an agent on it."""
 
     __slots__ = (
-        "_beyond", "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "boot", "busy", "code",
+        "_beyond", "_state", "agent_api_port", "agent_version", "agentless", "average_response_time_ms", "boot", "code",
         "cpu_usage", "custom_name", "disk_free_bytes", "drained_by_itself", "gpu_available", "gpu_compute_capability", "gpu_count",
         "gpu_devices", "gpu_memory_total_mb", "gpu_memory_usage", "gpu_memory_used_mb", "gpu_model", "gpu_model_name",
         "gpu_temperature", "gpu_usage", "id", "in_flight", "instance_id", "inventory", "ip_address", "last_chosen", "last_heard",
         "last_report", "last_seen", "learned", "limits", "machine_name", "max_concurrent", "memory_usage", "metrics_at", "name",
-        "notes", "ollama_managed", "ollama_ok", "ollama_port", "ollama_version", "probes", "registered_at", "room", "simulated",
+        "notes", "ollama_managed", "ollama_ok", "ollama_port", "ollama_version", "probes", "rank", "registered_at", "room", "simulated",
         "slots", "slots_told", "tags", "upstream", "wants_inventory", "weight", "why",
     )  # fmt: skip
 
@@ -103,8 +106,9 @@ class Agent:
         self.in_flight = 0
         """Our own requests on it: what the ledger counts, written down by `core.dispatch` for who asks very often."""
         self._beyond = 0
-        self.busy = 1
-        """Requests on it, ours and others', with the one that may come next."""
+        self.rank = 1 << CHOSEN_BITS
+        """Requests on it, ours and others', with the one that may come next, above `CHOSEN_BITS` bits of `last_chosen`: of nodes that are
+        equally fast the one with the least is the best."""
         self.average_response_time_ms: float | None = None
         self.gpu_usage: float | None = None
         self.gpu_memory_usage: float | None = None
@@ -131,13 +135,18 @@ class Agent:
 
     @beyond.setter
     def beyond(self, count: int) -> None:
-        self.busy += count - self._beyond
+        self.rank += (count - self._beyond) << CHOSEN_BITS
         self._beyond = count
 
     def works_on(self, count: int) -> None:
         """So many of our own requests are on it now."""
-        self.busy += count - self.in_flight
+        self.rank += (count - self.in_flight) << CHOSEN_BITS
         self.in_flight = count
+
+    def takes(self, count: int, chosen: int) -> None:
+        """The decision of that number has just chosen it; so many of our own requests are on it now."""
+        self.rank += ((count - self.in_flight) << CHOSEN_BITS) + chosen - self.last_chosen
+        self.in_flight, self.last_chosen = count, chosen
 
     @property
     def well(self) -> bool:

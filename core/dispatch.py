@@ -375,13 +375,12 @@ class Dispatcher(Part):
         key = request.ask.key
         request_id, agent_id = request.id, agent.id
         beside = self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
-        agent.works_on(len(self._on[agent_id]))
+        self._chosen += 1
+        agent.takes(len(self._on[agent_id]), self._chosen)
         if key is not None and request.ask.needs_slot:
             request.beside = beside
             if beside >= agent.limits.get(key, agent.slots):
                 slots.sent(agent, key, beside, now=now)
-        self._chosen += 1
-        agent.last_chosen = self._chosen
         request.cold = False
         raised = None
         if key is not None and not request.came.unload:

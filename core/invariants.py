@@ -17,6 +17,7 @@ for it looks at everything. The oracles that watch from outside (what clients sa
     R19 what is kept of nodes for the next choice is what would be found anew
 """
 
+from core.agents import CHOSEN_BITS
 from core.lifecycle import AgentState
 from core.requests import Phase
 from core.router import Router
@@ -78,8 +79,8 @@ def _check_agents(router: Router) -> None:
     assert len(set(names)) == len(names), f"R18: names are not unique: {names}"
     for agent in router._registry.all():
         in_flight = router._ledger.in_flight(agent.id)
-        busy = in_flight + agent.beyond + 1
-        assert (agent.in_flight, agent.busy) == (in_flight, busy), (
+        rank = (in_flight + agent.beyond + 1 << CHOSEN_BITS) + agent.last_chosen
+        assert (agent.in_flight, agent.rank) == (in_flight, rank), (
             f"R7: {agent.name} has {agent.in_flight} requests written down, the ledger {in_flight}"
         )
         assert agent.last_report >= (agent.boot, -1) or agent.last_report[0] == 0, f"R6: {agent.name} reported before its boot"

@@ -8,14 +8,17 @@ and as long as no load can be the better choice.
 A board is made for one model and one set of runner options, and holds as long as `holds` says: the nodes in question are the same (their
 owner makes a new tuple for every change of theirs), nothing came into or left a node's memory (`core.inventory.News`), and the log of
 dropped rates (`core.learning.Speeds.drops`) is the same one; what was added to it since is read first. What changes with every
-request is read from the nodes themselves. Invariant: a board that holds is the one that would be made anew (`check`).
+request is read from the nodes themselves: those of one kind are equally fast, so their `rank` alone says which of them is the best.
+Invariant: a board that holds is the one that would be made anew (`check`).
 """
 
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from core.agents import CHOSEN_BITS
 from core.learning import Speeds
 from core.units import AgentId, ModelKey
 
@@ -29,6 +32,7 @@ KINDS_SPARE: Final = 4
 """A board that comes to know twice as many kinds as in the beginning, and so many more, is made anew: most are nobody's any more."""
 _MOST: Final = 1 << 62
 """No score."""
+_CHOSEN: Final = (1 << CHOSEN_BITS) - 1
 _NOTHING: Final[Mapping[AgentId, int]] = {}
 
 Row = tuple["Agent", int, int, int, int, int]
@@ -45,8 +49,8 @@ class Glance(msgspec.Struct, frozen=True, gc=False):
     shown: tuple[tuple["Agent", int, int], ...]
     """Nodes, each with the number of its kind, and what a load of the model takes there; what is left of other loads is not in it, nor what
     it would push out."""
-    busy: list[int]
-    """Requests on each of `shown`, with this one."""
+    ranks: list[int]
+    """Of each of `shown`."""
     works: list[int]
     own: Mapping[AgentId, int]
     """Work on nodes that know a part of the prompt."""
@@ -54,9 +58,9 @@ class Glance(msgspec.Struct, frozen=True, gc=False):
     def rows(self) -> list[Row]:
         """As `Auto.choose` has them, the chosen one first."""
         rows: list[Row] = [self.chosen]
-        for (node, kind, load_us), busy in zip(self.shown, self.busy, strict=True):
+        for (node, kind, load_us), rank in zip(self.shown, self.ranks, strict=True):
             if node is not self.chosen[0]:
-                work = self.own.get(node.id, self.works[kind])
+                work, busy = self.own.get(node.id, self.works[kind]), rank >> CHOSEN_BITS
                 rows.append((node, busy * work + load_us, work, busy - 1, load_us, 0))
         return rows
 
@@ -65,8 +69,8 @@ class Board:
     """Of one model and one set of runner options."""
 
     __slots__ = (
-        "_changes", "_cold", "_cold_us", "_index", "_key", "_kinds", "_kinds_max", "_log", "_nodes", "_options", "_pairs", "_read",
-        "_shown", "_shown_nodes", "_speeds", "_weighted",
+        "_changes", "_cold", "_cold_us", "_groups", "_index", "_key", "_kinds", "_kinds_max", "_log", "_nodes", "_options", "_pairs",
+        "_read", "_shown", "_shown_nodes", "_speeds",
     )  # fmt: skip
 
     def __init__(self, key: ModelKey, options: str, nodes: Sequence["Agent"], *, changes: int, speeds: Speeds) -> None:
@@ -75,7 +79,8 @@ class Board:
         """The nodes that have it in memory with these options, in order, and the number of their kind. Empty: the board is of no use."""
         self._kinds: dict[_Kind, int] = {}
         self._index: dict[AgentId, int] = {}
-        self._weighted = False
+        self._groups: list[list[Agent]] = []
+        """Of each kind, those that have it in memory, in order."""
         self._cold: dict[AgentId, Agent] = {}
         self._cold_us = _MOST
         """The others would have to load it, and that takes at least so long."""
@@ -91,7 +96,9 @@ class Board:
         for node in nodes:
             if self._is_warm(node):
                 self._index[node.id] = len(self._pairs)
-                self._pairs.append((node, self._kind_of(node)))
+                kind = self._kind_of(node)
+                self._pairs.append((node, kind))
+                self._groups[kind].append(node)
             else:
                 self._cold[node.id] = node
                 self._cold_us = min(self._cold_us, self._rates_of(node).load_us)
@@ -128,32 +135,39 @@ class Board:
         """The node that `Auto.choose` would choose, if it has room; None: only `choose` can tell. As in `core.scoring.Load`."""
         if ahead and not self._index.keys().isdisjoint(ahead):
             return None
-        works: list[int] = []
-        for overhead_us, prefill_ns, decode_ns, _ in self._kinds:
-            works.append(overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1)
-        if self._weighted:
-            works = [_weighed(work, weight) for work, (_, _, _, weight) in zip(works, self._kinds, strict=True)]
-        best: Agent | None = None
-        least, last = _MOST, 0
-        for node, kind in self._pairs:
-            score = node.busy * works[kind]
-            if score <= least and (score < least or node.last_chosen < last):
-                best, least, last = node, score, node.last_chosen
-        if best is None:
+        if not self._pairs:
             return None
+        works: list[int] = []
+        ranks: list[int] = []
+        best, least, first = self._pairs[0][0], _MOST, 0
+        for (overhead_us, prefill_ns, decode_ns, weight), group in zip(self._kinds, self._groups):  # noqa: B905 - it costs, on every request
+            work = overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1
+            if weight is not None:
+                work = _weighed(work, weight)
+            works.append(work)
+            if not group:
+                continue
+            ranks = [node.rank for node in group]
+            rank = min(ranks)
+            score = (rank >> CHOSEN_BITS) * work
+            if score <= least:
+                node = group[ranks.index(rank)]
+                if score < least or (rank & _CHOSEN, self._index[node.id]) < (first & _CHOSEN, self._index[best.id]):
+                    best, least, first = node, score, rank
         own = _NOTHING
         if cached:
             own = self._own_work(input_tokens, output_tokens, cached)
             best, least = self._best_of(own, best, least)
-        node_id, key = best.id, self._key
+        key, busy = self._key, best.rank >> CHOSEN_BITS
         if (
             least > self._cold_us
-            or of_model.get(node_id, 0) >= best.limits.get(key, best.slots) + (key in best.probes)
+            or of_model.get(best.id, 0) >= best.limits.get(key, best.slots) + (key in best.probes)
             or (best.max_concurrent is not None and best.in_flight >= best.max_concurrent)
         ):
             return None
-        chosen = (best, least, least // best.busy, best.busy - 1, 0, 0)
-        return Glance(chosen, self._shown, [node.busy for node in self._shown_nodes], works, own)
+        if len(ranks) != len(self._shown):  # else those of the only group are those
+            ranks = [node.rank for node in self._shown_nodes]
+        return Glance((best, least, least // busy, busy - 1, 0, 0), self._shown, ranks, works, own)
 
     def check(self, nodes: Sequence["Agent"], *, changes: int) -> None:
         """If it holds, it is the one that would be made now.
@@ -174,6 +188,8 @@ class Board:
             rates = self._rates_of(node)
             now = (rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight)
             assert kinds[kind] == now, f"{what} takes {node.name} for {kinds[kind]}, not {now}"
+        groups = [[node for node, other in self._pairs if other == kind] for kind in range(len(kinds))]
+        assert groups == self._groups, f"{what} has lost nodes of a kind"
         cold_us = min((self._rates_of(node).load_us for node in self._cold.values()), default=_MOST)
         assert self._cold_us <= cold_us, f"{what} takes a load for dearer than it is"
 
@@ -195,7 +211,7 @@ class Board:
         for node_id, work in own.items():
             at = self._index[node_id]
             node = self._pairs[at][0]
-            first = min(first, (node.busy * work, node.last_chosen, at))
+            first = min(first, ((node.rank >> CHOSEN_BITS) * work, node.last_chosen, at))
         return self._pairs[first[2]][0], first[0]
 
     def _read_log(self) -> None:
@@ -203,8 +219,12 @@ class Board:
         for agent_id in self._log[self._read :]:
             at, cold = self._index.get(agent_id), self._cold.get(agent_id)
             if at is not None:
-                node = self._pairs[at][0]
-                self._pairs[at] = (node, self._kind_of(node))
+                node, before = self._pairs[at]
+                kind = self._kind_of(node)
+                if kind != before:
+                    self._pairs[at] = (node, kind)
+                    self._groups[before].remove(node)
+                    insort(self._groups[kind], node, key=self._place)
             elif cold is not None:
                 self._cold_us = min(self._cold_us, self._rates_of(cold).load_us)
         self._read = len(self._log)
@@ -212,9 +232,13 @@ class Board:
 
     def _kind_of(self, node: "Agent") -> int:
         rates = self._rates_of(node)
-        self._weighted = self._weighted or node.weight is not None
-        kind = (rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight)
-        return self._kinds.setdefault(kind, len(self._kinds))
+        kind = self._kinds.setdefault((rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight), len(self._kinds))
+        if kind == len(self._groups):
+            self._groups.append([])
+        return kind
+
+    def _place(self, node: "Agent") -> int:
+        return self._index[node.id]
 
     def _rates_of(self, node: "Agent") -> "Rates":
         key = self._key

@@ -75,7 +75,8 @@ class Fleet:
             node.inventory.saw_loaded(M, facts["options"], now=NOW)
         node.slots = facts.get("slots", 9)
         node.weight, node.max_concurrent = facts.get("weight"), facts.get("max_concurrent")
-        node.beyond, node.last_chosen = facts.get("beyond", 0), facts.get("last_chosen", 0)
+        node.beyond = facts.get("beyond", 0)
+        node.takes(0, facts.get("last_chosen", 0))
         if facts.get("limit"):
             node.limits[M] = facts["limit"]
         if facts.get("probe"):
@@ -175,7 +176,7 @@ changes: dict[str, Callable[[Fleet, Agent], Any]] = {
         node.inventory.report_installed([{"name": "m", "size": SIZE + node.in_flight}]), fleet.speeds.refresh(node.id)
     ),
     "a limit": lambda fleet, node: node.limits.update({M: 1}),
-    "chosen": lambda fleet, node: setattr(node, "last_chosen", max(each.last_chosen for each in fleet.nodes) + 1),
+    "chosen": lambda fleet, node: node.takes(node.in_flight, max(each.last_chosen for each in fleet.nodes) + 1),
 }  # fmt: skip
 
 
@@ -195,9 +196,9 @@ def test_it_notices_whatever_changes(nodes: list[str], steps: list[tuple[int, st
 def test_the_least_loaded_is_chosen_and_of_equals_the_least_recently_chosen() -> None:
     made = fleet(3)
     made.busy(made.nodes[0], 1)
-    made.nodes[1].last_chosen = 7
+    made.nodes[1].takes(0, 7)
     assert name_of(made.at_once(ask())) == "n2"
-    made.nodes[2].last_chosen = 8
+    made.nodes[2].takes(0, 8)
     assert name_of(made.at_once(ask())) == "n1"
     for node, tokens_per_s in zip(made.nodes, (500.0, 50.0, 50.0), strict=True):
         made.learn(node, tokens_per_s)
