@@ -379,20 +379,16 @@ class Selection:
     def _read_head(self, data: bytes, end: int) -> tuple[_Head, bytes | None, int]:
         """The head that ends at `end`, its client's connection, and its body's length. Raises HttpError."""
         at = data.rfind(_LENGTH, 0, end)
+        told = data[at + len(_LENGTH) : end - 4]
         key, named = b"", None
-        if at > 0:
-            digits = at + len(_LENGTH)
-            rest = data.find(b"\r\n", digits)
-            told = data[digits:rest]
-            cut = data.find(_CONNECTION, 0, at)
-            if cut > 0:
-                name = cut + len(_CONNECTION)
-                stop = data.find(b"\r\n", name)
-                key, named = data[:cut] + data[stop:at] + data[rest:end], data[name:stop]
+        if at > 0 and told.isdigit():  # as nginx writes it: what differs comes last
+            cut = data.rfind(_CONNECTION, 0, at)
+            if cut > 0 and b"\r" not in (name := data[cut + len(_CONNECTION) : at]):
+                key, named = data[:cut], name
             else:
-                key = data[:at] + data[rest:end]
+                key = data[:at]
             known = self._heads.get(key)
-            if known is not None and told.isdigit() and len(told) < 19:
+            if known is not None and len(told) < 19:
                 return known, named, int(told)
         head = parse_request_head(data[:end])
         if head.chunked:

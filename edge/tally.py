@@ -33,13 +33,11 @@ READS_IN_A_ROW: Final = 64
 """Datagrams that are read in one step: about a millisecond."""
 
 CLIENT_LEFT: Final = 499
-LINE_FIELDS: Final = 8
+LINE_FIELDS: Final = 6
+_COMPLETED: Final = (b"OK", b"OK\n")
+COMMON_WORDS: Final = 10
+"""Of a line about one node: its two times come after those of the selection and a colon."""
 
-_COMMON: Final = re.compile(
-    rb"([!-~]{1,200}) (\d{3}) (?:[-\d]+ : )?[-\d]+ (\d{1,18}) [-.\d]+ "
-    rb"(?:[-.\d]+ : )?([-.\d]{1,15}) (?:[-.\d]+ : )?([-.\d]{1,15}) (?:(OK)|-|)\n?"
-)
-"""The line of a request for which one node was asked, after the selection, which nginx counts as asked too."""
 _CUT: Final = re.compile(
     rb"<\d+>.{15} cut: (?:\d\S* \S+ )?\[\w+\] (\d+)#\d+: \*(\d+) "
     rb"(?:([^,]{1,200}) while reading upstream|(upstream [^,]{1,200}) while sending to client), "
@@ -70,27 +68,23 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 def read_line(data: bytes) -> Seen | None:
     """A line of nginx's log as it comes by syslog; None: it is none.
 
-    Behind the first `: ` there are a lease id, status, the node's status, body bytes, seconds of the request, of the node's head and of its
-    answer, and `OK` when it was complete; `-` or nothing where there is none, "a, b" where several nodes were asked: the last one counts.
+    Behind the first `: ` there are a lease id, status, body bytes, seconds until the node's head and the end of its answer, and `OK` when
+    it was complete; `-` or nothing where there is none, "a : b" and "a, b" where several were asked: the last one counts.
     """
     _, colon, line = data.partition(b": ")
-    common = _COMMON.fullmatch(line)
-    if common is not None:
-        lease_id, status, size, header_s, response_s, completed = common.groups()
-        return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed is not None)
-    return _read_any(line if colon else data)
-
-
-def _read_any(line: bytes) -> Seen | None:
-    fields = line.strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
-    if len(fields) == LINE_FIELDS - 1:
-        fields.append(b"")  # not completed
-    if len(fields) != LINE_FIELDS:
+    fields = line.split(b" ")
+    if len(fields) == COMMON_WORDS and fields[4] == fields[7] == b":":  # the selection, which nginx counts as asked too, and one node
+        lease_id, status, size, _, _, header_s, _, _, response_s, completed = fields
+    else:
+        fields = (line if colon else data).strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
+        if len(fields) == LINE_FIELDS - 1:
+            fields.append(b"")  # not completed
+        if len(fields) != LINE_FIELDS:
+            return None
+        lease_id, status, size, header_s, response_s, completed = fields
+    if not (lease_id and status.isdigit() and len(status) == 3 and size.isdigit() and len(size) < 19 and lease_id.isascii()):
         return None
-    lease_id, status, _, size, _, header_s, response_s, completed = fields
-    if not (status.isdigit() and len(status) == 3 and size.isdigit() and len(size) < 19 and lease_id.isascii()):
-        return None
-    return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed == b"OK")
+    return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed in _COMPLETED)
 
 
 @functools.lru_cache(maxsize=4096)

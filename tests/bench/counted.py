@@ -72,7 +72,7 @@ def _select(tally: tuple[str, int], lines: list[socket.socket], times: int) -> N
                 got = line.recv(65536)
                 lease = _LEASE.search(got)
                 assert lease is not None, got
-                log.send(b"<190>Jan  1 00:00:00 router: %b 200 200 : 200 321 0.010 0.001 : 0.005 0.001 : 0.010 OK" % lease[1])
+                log.send(b"<190>Jan  1 00:00:00 router: %b 200 321 0.001 : 0.005 0.001 : 0.010 OK" % lease[1])
 
 
 def instructions(side: str, *, connections: int) -> float:

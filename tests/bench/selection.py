@@ -164,7 +164,7 @@ class _Load:
                 conn = conns[fd]
                 found = _LEASE.search(conn.recv(4096))
                 assert found is not None, "no node was given"
-                log(b"<190>Jan  1 00:00:00 router: %b 200 200 : 200 321 0.010 0.001 : 0.005 0.001 : 0.010 OK" % found[1])
+                log(b"<190>Jan  1 00:00:00 router: %b 200 321 0.001 : 0.005 0.001 : 0.010 OK" % found[1])
                 conn.send(request)
                 decided += 1
         return decided

@@ -77,7 +77,7 @@ def send_line(address: str, line: bytes) -> None:
 
 def log_line(address: str, lease: str, *, status: int = 200, completed: str = "OK", size: int = 321) -> None:
     """What nginx logs of a request that it forwarded."""
-    send_line(address, f"<190>Jan  1 00:00:00 nginx: {lease} {status} {status} {size} 0.250 0.100 0.200 {completed}".encode())
+    send_line(address, f"<190>Jan  1 00:00:00 nginx: {lease} {status} {size} 0.100 0.200 {completed}".encode())
 
 
 async def hand_over(

@@ -245,7 +245,7 @@ async def test_garbage_and_lines_that_come_twice_change_nothing() -> None:
         found = await edge.select.select(CHAT, chat())
         other = await edge.select.select(CHAT, chat())
         tally = edge.fleet.coordinator.nginx.tally
-        for line in (b"", b"<190>nginx: ", b"\xff\x00", b"<190>nginx: a/1 200 200 x 0.1 0.1 0.1 OK"):
+        for line in (b"", b"<190>nginx: ", b"\xff\x00", b"<190>nginx: a/1 200 x 0.1 0.1 OK"):
             send_line(edge.told["tally"], line)
         for _ in range(3):
             log_line(edge.told["tally"], found.headers["x-lease"])
