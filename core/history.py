@@ -42,8 +42,8 @@ BODY_STATES: Final = (BODY_WHOLE, BODY_CUT, BODY_REDACTED, BODY_OFF, BODY_DROPPE
 not pass through the coordinator (the nginx edge)."""
 
 
-class HistoryRecord(msgspec.Struct, kw_only=True, gc=False):
-    """One request as history keeps it. Times in milliseconds; None: not known, or there was none."""
+class HistoryRecord(msgspec.Struct, gc=False):
+    """One request as history keeps it. Times in milliseconds; None: not known, or there was none. Made by position where it is hot."""
 
     number: int
     """Its place: `number_of`."""

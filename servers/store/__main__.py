@@ -5,6 +5,7 @@ it had read is written; signals, which a terminal or a service manager sends to 
 is the only copy of anything.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -72,6 +73,8 @@ def main() -> None:
     writer.add_chore(_Cleaning(config, line))
     ended = _take_over(config, line, writer, engine)
     writer.start()
+    gc.freeze()  # what comes from now on has no cycles, and is much
+    gc.set_threshold(50_000, 50, 50)
     line.tell(Ready())
     for frame in frames:
         writer.put(messages.item_of(frame))

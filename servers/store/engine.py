@@ -6,8 +6,9 @@ program made is never touched; whatever cannot be opened is one sentence that na
 
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
@@ -22,6 +23,11 @@ CONNECT_LIMIT_S: Final = 5
 READERS_MAX: Final = 8
 _MIGRATION_LOCK: Final = 0x6F6C6C616D61
 """Of PostgreSQL's advisory locks: one coordinator migrates at a time."""
+
+sqlite3.register_adapter(bytes, memoryview)
+sqlite3.register_adapter(type(None), cast("Callable[[None], None]", {}.get))
+"""As they are. Without an adapter the driver looks for one at each value, and for each fails with an exception that nobody sees: a tenth of
+what a record takes."""
 
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")
 

@@ -6,7 +6,6 @@ as it is, so that a batch may be tried again; names are looked up once and remem
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import Connection, Table, text
@@ -22,12 +21,13 @@ NAME_MAX: Final = 256
 MESSAGE_MAX: Final = 2000
 CLIENT_MAX: Final = 256
 PATH_MAX: Final = 512
+COUNT_MAX: Final = 2**31 - 1
+"""Of tokens and chunks: a node may tell any number."""
 NAMES_REMEMBERED: Final = 20_000
 
 RECORD_BYTES: Final = 600
 """What a record without bodies takes in the database, about."""
 
-_KEPT_BYTES: Final = [column.name for column in tables.requests.columns].index("kept_bytes")
 _STATUS: Final = {name: number for number, name in enumerate(STATUSES)}
 _EDGE: Final = {name: number for number, name in enumerate(EDGES)}
 _BODIES: Final = {name: number for number, name in enumerate(BODY_STATES)}
@@ -72,33 +72,50 @@ class Statements:
         """Insert `records`; those that are there already are left alone."""
         if not records:
             return
-        self._learn(connection, records)
-        rows = [self._row(record) for record in records]
-        kept = [
-            (record.number, record.request_body, record.response_body)
-            for record in records
-            if record.request_body is not None or record.response_body is not None
-        ]
-        self._many(connection, "requests", rows)
-        self.inserted_bytes += sum(row[_KEPT_BYTES] for row in rows) + len(rows) * RECORD_BYTES
-        if kept:
-            self._many(connection, "bodies", kept)
+        if len(self._models) > NAMES_REMEMBERED or len(self._nodes) > NAMES_REMEMBERED:
+            self.forget_ids()
+        if self.dialect == "postgresql":
+            for day in {record.number // _DAY_NUMBERS for record in records} - self._days:
+                self._make_partitions(connection, day)
+        rows: list[Any] = []
+        bodies: list[Any] = []
+        for record in records:
+            kept_bytes = len(record.attempts)
+            request_body, response_body = record.request_body, record.response_body
+            if request_body is not None or response_body is not None:
+                kept_bytes += len(request_body or b"") + len(response_body or b"")
+                bodies += (record.number, request_body, response_body)
+            rows += self._row(connection, record, kept_bytes)
+            self.inserted_bytes += kept_bytes
+        self.inserted_bytes += len(records) * RECORD_BYTES
+        self._many(connection, tables.requests, rows)
+        self._many(connection, tables.bodies, bodies)
 
-    def _many(self, connection: Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        driver = connection.connection.driver_connection
+    def _many(self, connection: Connection, table: Table, values: list[Any]) -> None:
+        """`values`: of all rows, one after the other."""
+        driver, width = connection.connection.driver_connection, len(table.columns)
         if self.dialect == "postgresql":
             with cast("psycopg.Connection[Any]", driver).cursor() as cursor:
-                cursor.executemany(self._inserts[table, 1], rows)
+                cursor.executemany(self._inserts[table.name, 1], [values[at : at + width] for at in range(0, len(values), width)])
             return
         execute = cast("sqlite3.Connection", driver).execute
         at = 0
-        for size in ROWS_AT_ONCE:
-            while len(rows) - at >= size:
-                execute(self._inserts[table, size], tuple(chain.from_iterable(rows[at : at + size])))
-                at += size
+        for rows in ROWS_AT_ONCE:
+            some = rows * width
+            while len(values) - at >= some:
+                execute(self._inserts[table.name, rows], values[at : at + some])
+                at += some
 
-    def _row(self, record: HistoryRecord) -> tuple[Any, ...]:
-        kept_bytes = len(record.request_body or b"") + len(record.response_body or b"") + len(record.attempts)
+    def _row(self, connection: Connection, record: HistoryRecord, kept_bytes: int) -> tuple[Any, ...]:
+        model, agent_id = record.model, record.agent_id
+        model_id = node_id = None
+        if model is not None and (model_id := self._models.get(model)) is None:
+            model_id = self._model_id(connection, model)
+        if agent_id is not None:
+            node = agent_id, record.agent_name or ""
+            if (node_id := self._nodes.get(node)) is None:
+                node_id = self._node_id(connection, *node)
+        prompt_tokens, output_tokens, message = record.prompt_tokens, record.output_tokens, record.message
         return (
             record.number,
             record.request_id,
@@ -106,42 +123,41 @@ class Statements:
             record.completed_at_ms,
             record.request_type,
             _clean(record.path, PATH_MAX),
-            None if record.model is None else self._models[_clean(record.model, NAME_MAX)],
-            None if record.agent_id is None else self._nodes[record.agent_id, _clean(record.agent_name or "", NAME_MAX)],
+            model_id,
+            node_id,
             _clean(record.client, CLIENT_MAX),
             record.key_id,
             _STATUS[record.status],
-            _clean(record.message, MESSAGE_MAX),
+            message and _clean(message, MESSAGE_MAX),
             record.http_status,
             record.duration_ms,
             record.queue_ms,
             record.ttft_ms,
             record.predicted_start_ms,
-            min(record.prompt_tokens, 2**31 - 1),
-            min(record.output_tokens, 2**31 - 1),
+            prompt_tokens if prompt_tokens < COUNT_MAX else COUNT_MAX,
+            output_tokens if output_tokens < COUNT_MAX else COUNT_MAX,
             record.load_ms,
             record.attempts,
             _EDGE[record.edge],
-            min(record.chunks, 2**31 - 1),
+            min(record.chunks, COUNT_MAX),
             record.body_bytes,
             kept_bytes,
             _BODIES[record.bodies],
             record.observed_start_ms,
         )
 
-    def _learn(self, connection: Connection, records: Sequence[HistoryRecord]) -> None:
-        """Ids of names not seen before; on PostgreSQL the partitions of days not seen before."""
-        if len(self._models) > NAMES_REMEMBERED or len(self._nodes) > NAMES_REMEMBERED:
-            self.forget_ids()
-        for record in records:
-            if record.model is not None and (name := _clean(record.model, NAME_MAX)) not in self._models:
-                self._models[name] = self._id_of(connection, tables.models, name=name)
-            if record.agent_id is not None:
-                node = (record.agent_id, _clean(record.agent_name or "", NAME_MAX))
-                if node not in self._nodes:
-                    self._nodes[node] = self._id_of(connection, tables.nodes, agent_id=node[0], name=node[1])
-            if self.dialect == "postgresql" and (day := record.number // _DAY_NUMBERS) not in self._days:
-                self._make_partitions(connection, day)
+    def _model_id(self, connection: Connection, name: str) -> int:
+        """Of a name not seen before."""
+        found = self._id_of(connection, tables.models, name=_clean(name, NAME_MAX))
+        if len(name) <= NAME_MAX:  # a client may send any
+            self._models[name] = found
+        return found
+
+    def _node_id(self, connection: Connection, agent_id: str, name: str) -> int:
+        found = self._id_of(connection, tables.nodes, agent_id=agent_id, name=_clean(name, NAME_MAX))
+        if len(name) <= NAME_MAX:
+            self._nodes[agent_id, name] = found
+        return found
 
     def _id_of(self, connection: Connection, table: Table, **values: str) -> int:
         names = ", ".join(values)

@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 
-from core.events import Usage
-from core.history import EDGE_NGINX
+from core.events import Attempt, Usage
+from core.history import EDGE_NGINX, HistoryRecord, number_of
+from core.units import AgentId, UnixMs
 from servers.drafts import Draft, restrict
 from tests.servers.drafts import NOW, draft
 from tests.servers.store.databases import record
@@ -18,6 +19,23 @@ def test_a_draft_that_went_to_another_process_becomes_the_same_record() -> None:
     assert (found.at_ms, found.completed_at_ms, found.load_ms, found.client, found.key_id) == (NOW, NOW + 5, 2.0, "10.0.0.1", None)
     assert msgspec.json.decode(found.attempts) == [{"node": "node", "outcome": "success", "ms": 5.0}]
     assert (found.request_body, found.response_body, found.bodies) == (b"{}", b'{"done":true}', "whole")
+
+
+def test_every_field_is_where_it_belongs() -> None:
+    made = draft(predicted_start_ms=1.5, observed_start_ms=2.5, message="why", status=418, duration_ms=6.0, chunks=9, body_bytes=77)
+    assert made.finished() == HistoryRecord(
+        number=number_of(NOW, 0), request_id="id-0", at_ms=NOW, completed_at_ms=UnixMs(NOW + 5), request_type="chat", path="/api/chat",
+        model="m", agent_id="a", agent_name="node", client="10.0.0.1", key_id=None, status="success", message="why", http_status=418,
+        duration_ms=6.0, queue_ms=0.5, ttft_ms=2.0, predicted_start_ms=1.5, prompt_tokens=3, output_tokens=4, load_ms=2.0,
+        attempts=b'[{"node":"node","outcome":"success","ms":5.0}]', edge="embedded", chunks=9, body_bytes=77, request_body=b"{}",
+        response_body=b'{"done":true}', bodies="whole", observed_start_ms=2.5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "kept"), [(0.0, 0.0), (0.0004, 0.0), (0.0006, 0.001), (1234.56789, 1234.568), (1e9 / 3, 333333333.333)])
+def test_times_of_attempts_are_rounded_to_microseconds(told: float, kept: float) -> None:
+    attempt = Attempt(agent_id=AgentId("a"), agent_name="n", outcome="x", duration_ms=told)
+    assert msgspec.json.decode(draft(attempts=(attempt,)).finished().attempts) == [{"node": "n", "outcome": "x", "ms": kept}]
 
 
 def test_a_key_is_told_by_its_id_and_its_address() -> None:
