@@ -33,7 +33,8 @@ class Replayed:
     problem: str = ""
 
 
-async def _of_client(client: Client) -> dict[Case, Outcome]:
+async def of_client(client: Client) -> dict[Case, Outcome]:
+    """What comes of every case of `client` now."""
     with tempfile.TemporaryFile() as errors:
         async with open_stage() as stage, running(client, errors) as talk:
             return {case: await stage.judge(case, talk) for case in client.cases}
@@ -42,7 +43,7 @@ async def _of_client(client: Client) -> dict[Case, Outcome]:
 @cache
 def outcomes(client: Client) -> dict[Case, Outcome]:
     """What came of every case of `client`."""
-    return trio.run(_of_client, client)
+    return trio.run(of_client, client)
 
 
 def all_outcomes() -> dict[Case, Outcome]:
@@ -88,7 +89,8 @@ def _refused_well(answer: Answer) -> bool:
     return any(helps in text for helps in HELPS)
 
 
-async def _of_program(program: str) -> dict[Replay, Replayed]:
+async def of_program(program: str) -> dict[Replay, Replayed]:
+    """What comes of the replays of `program` now."""
     async with open_stage() as stage:
         return {replay: await _replayed(stage, replay) for replay in REPLAYS if replay.program == program}
 
@@ -96,10 +98,11 @@ async def _of_program(program: str) -> dict[Replay, Replayed]:
 @cache
 def replayed(program: str) -> dict[Replay, Replayed]:
     """What came of the replays of `program`."""
-    return trio.run(_of_program, program)
+    return trio.run(of_program, program)
 
 
-async def _of_checklist() -> dict[str, str]:
+async def of_checklist() -> dict[str, str]:
+    """What is wrong with each item of the checklist now."""
     found = {}
     async with open_stage() as stage:
         for text, check in CHECKLIST.items():
@@ -114,4 +117,4 @@ async def _of_checklist() -> dict[str, str]:
 @cache
 def checked() -> dict[str, str]:
     """What is wrong with each item of the checklist; "" when nothing is."""
-    return trio.run(_of_checklist)
+    return trio.run(of_checklist)
