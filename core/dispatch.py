@@ -127,16 +127,16 @@ class Dispatcher(Part):
 
     # ------------------------------------------------------------ placing
 
-    def place(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+    def place(self, request: Request, effects: list[Effect], now: Instant) -> None:
         """Forward it, let it wait, or answer it."""
-        nodes = self._candidates(request, now=now)
+        nodes = self._candidates(request, now)
         if not nodes:
             self._without_nodes(request, effects, now=now)
             return
-        choice = self._choose(request, nodes, self._planned, now=now)
+        choice = self._choose(request, nodes, self._planned, now)
         why = None if choice.warm is not None else self.obstacles.of(request, choice, now=now)
         if why is None:
-            self._forward(request, choice, effects, now=now)
+            self._forward(request, choice, effects, now)
         else:
             self._wait(request, why, choice, effects, now=now)
 
@@ -188,12 +188,12 @@ class Dispatcher(Part):
         else:
             del self._kinds[kind]
 
-    def release(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+    def release(self, request: Request, effects: list[Effect], now: Instant) -> None:
         """Its attempt is over: give up the lease."""
         if request.lease_id is not None and self.ledger.release(request.lease_id) is not None:
-            self.freed(request, effects, now=now)
+            self.freed(request, effects, now)
 
-    def freed(self, request: Request, effects: list[Effect], *, now: Instant) -> None:
+    def freed(self, request: Request, effects: list[Effect], now: Instant) -> None:
         """Its lease is gone: so is what it held on the node."""
         request.lease_id = None
         agent = request.agent
@@ -242,9 +242,9 @@ class Dispatcher(Part):
         effects.append(effect)
         if isinstance(effect, Refuse):
             effects.append(Count(name="refused_total", labels={"reason": reason}))
-            self._explain(request, f"refused: {effect.text}", [], None, now=now)
+            self._explain(request, f"refused: {effect.text}", [], None, now)
         else:
-            self._explain(request, "the node's own answer", [], None, now=now)
+            self._explain(request, "the node's own answer", [], None, now)
 
     # ------------------------------------------------------------ for showing
 
@@ -284,7 +284,7 @@ class Dispatcher(Part):
 
     # ------------------------------------------------------------ choosing
 
-    def _candidates(self, request: Request, *, now: Instant) -> tuple[Agent, ...]:
+    def _candidates(self, request: Request, now: Instant) -> tuple[Agent, ...]:
         """The eligible nodes."""
         nodes = self._registry.ready() if request.key is None else self._registry.holders(request.key)
         if not self._health.quiet or request.tried or request.busy:
@@ -328,60 +328,65 @@ class Dispatcher(Part):
             return tuple(good)
         return (min(ejected, key=lambda entry: entry[:3])[3],)
 
-    def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], *, now: Instant) -> Choice:
+    def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], now: Instant) -> Choice:
         ledger = self.ledger
         came, key = request.came, request.ask.key
         if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:
             request.cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
-        of_model, news, choice = ledger.of_model(request.key), self._registry.news, None
+        of_model, news = ledger.of_model(request.key), self._registry.news
         if key is not None and nodes is self._registry.holders(key):  # a tuple of a decision's own would have a board of its own
             choice = self._strategy.at_once(request.ask, nodes, of_model, ahead, request.cached, news.changes)
-        if choice is None:
-            load = Load(self._on, of_model, ahead, request.cached, news.count)
-            choice = self._strategy.choose(request.ask, nodes, load, now=now)
-        if choice.warm is None:
-            request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
+            if choice is not None:  # it begins at once
+                if request.predicted_ms is None:
+                    request.predicted_ms = 0.0
+                return choice
+        load = Load(self._on, of_model, ahead, request.cached, news.count)
+        choice = self._strategy.choose(request.ask, nodes, load, now=now)
+        request.expected_at = Instant(now + choice.start_us / MICROS_PER_S)
         if request.predicted_ms is None:
             request.predicted_ms = choice.start_us / 1000
         return choice
 
     def _look_at(self, request: Request, ahead: dict[AgentId, int], effects: list[Effect], *, now: Instant) -> Choice | None:
         """Decide anew about one that waits. Returns the choice, if there is a node to choose."""
-        nodes = self._candidates(request, now=now)
+        nodes = self._candidates(request, now)
         if not nodes and request.busy:
             self._ask_again(request)
-            nodes = self._candidates(request, now=now)
+            nodes = self._candidates(request, now)
         if not nodes:
             self._without_nodes(request, effects, now=now)
             return None
-        choice = self._choose(request, nodes, ahead, now=now)
+        choice = self._choose(request, nodes, ahead, now)
         why = self.obstacles.of(request, choice, now=now)
         if why is None:
-            self._forward(request, choice, effects, now=now)
+            self._forward(request, choice, effects, now)
         else:
             request.why = why
         return choice
 
-    def _forward(self, request: Request, choice: Choice, effects: list[Effect], *, now: Instant) -> None:
+    def _forward(self, request: Request, choice: Choice, effects: list[Effect], now: Instant) -> None:
         if request.phase is _WAITING:
             self.leave(request, now=now)
         agent = choice.agent
-        request.attempt += 1
-        lease_id = LeaseId(f"{request.id}/{request.attempt}")
+        attempt = request.attempt = request.attempt + 1
+        lease_id = LeaseId(f"{request.id}/{attempt}")
         request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, _TRYING
-        victims, request.victims = request.victims, ()
-        for victim in victims:
-            agent.inventory.saw_unloaded(victim, now=now)
+        unload: tuple[str, ...] = ()
+        if request.victims:
+            for victim in request.victims:
+                agent.inventory.saw_unloaded(victim, now=now)
+            unload, request.victims = tuple([display(victim) for victim in request.victims]), ()
         key = request.ask.key
         request_id, agent_id = request.id, agent.id
-        beside = self.ledger.grant(Held(lease_id, request_id, agent_id, key), now=now)
+        beside = self.ledger.grant(Held(lease_id, request_id, agent_id, key), now)
         self._chosen += 1
         agent.takes(len(self._on[agent_id]), self._chosen)
         if key is not None and request.ask.needs_slot:
             request.beside = beside
             if beside >= agent.limits.get(key, agent.slots):
                 slots.sent(agent, key, beside, now=now)
-        request.cold = False
+        if request.cold:
+            request.cold = False
         raised = None
         if key is not None and not request.came.unload:
             raised = agent.inventory.raised(key, request.ask.options) if request.ask.options else None
@@ -391,20 +396,12 @@ class Dispatcher(Part):
             self.leaks.began(request, agent, now=now)
         if not self._health.quiet:
             self._health.began(agent_id, request.key, request_id)
-        lease = Lease(
-            id=lease_id,
-            request_id=request_id,
-            agent_id=agent_id,
-            agent_name=agent.name,
-            upstream=agent.upstream,
-            attempt=request.attempt,
-        )
-        unload = tuple(display(victim) for victim in victims) if victims else ()
-        effects.append(Forward(request_id=request_id, lease=lease, unload=unload, model=request.renamed, raise_context=raised))
+        lease = Lease(lease_id, request_id, agent_id, agent.name, agent.upstream, attempt)
+        effects.append(Forward(request_id, lease, unload, request.renamed, raised))
         if (choice.spared or request.held or raised is not None) and not request.cold:
             self.reloads_avoided += 1
             effects.append(Count(name="reloads_avoided_total", labels={"agent": agent.name}))
-        self._explain(request, "forwarded", choice.rows if choice.warm is None else choice.warm, agent_id, now=now)
+        self._explain(request, "forwarded", choice.rows if choice.warm is None else choice.warm, agent_id, now)
 
     def _begin_load(self, request: Request, agent: Agent, key: ModelKey, effects: list[Effect], *, now: Instant) -> None:
         """If the node must load the model for it, remember that it is at it."""
@@ -456,7 +453,7 @@ class Dispatcher(Part):
         self._kinds[request.kind] = self._kinds.get(request.kind, 0) + 1
         self._plan(request, None if choice is None else choice.agent.id, {})
         effects.append(Wait(request_id=request.id, position=self.queue.position(request.id), why=why))
-        self._explain(request, why, [] if choice is None else choice.rows, request.plan, now=now)
+        self._explain(request, why, [] if choice is None else choice.rows, request.plan, now)
 
     def _plan(self, request: Request, plan: AgentId | None, ahead: dict[AgentId, int]) -> None:
         """Note what a waiting request waits for, here and in `ahead`."""
@@ -479,7 +476,7 @@ class Dispatcher(Part):
         kind = request.kind
         if request.came.others and turned(request, self._registry):
             self._recount(request, kind)
-            self.place(request, effects, now=now)
+            self.place(request, effects, now)
             return
         ready = self._registry.ready() if request.key is None else self._registry.holders(request.key)
         untried = [node for node in ready if node.id not in request.tried]
@@ -520,7 +517,7 @@ class Dispatcher(Part):
             and request.tried[agent.id] == 1
         ):
             request.tried[agent.id] = 2
-            self._forward(request, Choice(agent, room=True, rows=[]), effects, now=now)
+            self._forward(request, Choice(agent, room=True, rows=[]), effects, now)
         else:
             self.give_up(request, effects, now=now)
 
@@ -549,7 +546,7 @@ class Dispatcher(Part):
 
     # ------------------------------------------------------------ explaining
 
-    def _explain(self, request: Request, outcome: str, rows: list[Row] | Glance, chosen: AgentId | None, *, now: Instant) -> None:
+    def _explain(self, request: Request, outcome: str, rows: list[Row] | Glance, chosen: AgentId | None, now: Instant) -> None:
         out = self._registry.out(request.key)
         if request.barred:
             out = {**out, **request.barred}

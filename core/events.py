@@ -94,7 +94,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     eval_ns: int = 0
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """The right to have one request in flight on one node."""
 
     id: LeaseId
@@ -359,8 +359,8 @@ class AgentCommanded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 # ---------------------------------------------------------------- effects: requests
 
 
-class Forward(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Send the request to this node now."""
+class Forward(msgspec.Struct, frozen=True, gc=False):
+    """Send the request to this node now. Made by position on the hot path, as its lease is."""
 
     request_id: RequestId
     lease: Lease
@@ -455,7 +455,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     by: int = 1
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+class Attempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One try of a recorded request."""
 
     agent_id: AgentId

@@ -23,7 +23,7 @@ class Heat(Part):
         self._seen: dict[ModelKey, tuple[Instant, float]] = {}
         """Last arrival, and the mean gap before it; a gap of 0 means that there was only one arrival. The longest unasked comes first."""
 
-    def came(self, key: ModelKey, *, now: Instant) -> None:
+    def came(self, key: ModelKey, now: Instant) -> None:
         """The model was asked for."""
         seen = self._seen.pop(key, None)
         if seen is None:

@@ -142,7 +142,7 @@ class Inventory:
                     self.news.changes += 1
         return by_key
 
-    def saw_loaded(self, key: ModelKey, options: str, *, now: Instant) -> bool:
+    def saw_loaded(self, key: ModelKey, options: str, now: Instant) -> bool:
         """A byte of an answer came from this model: it is in memory, with these runner options. One that was deleted meanwhile counts for
         nothing: it will be used no more. Returns whether that is new: it was not known to be in memory with these, or was being loaded."""
         new = key not in self.resident or self.options.get(key) != options or (bool(self.loading) and key in self.loading)

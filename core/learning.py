@@ -151,7 +151,7 @@ class Speeds(Part):
         self._pairs.pop(agent_id, None)
         self._nodes.pop(agent_id, None)
 
-    def curious(self, agent_id: AgentId, key: ModelKey, *, now: Instant) -> bool:
+    def curious(self, agent_id: AgentId, key: ModelKey, now: Instant) -> bool:
         """Whether another request that ended well is worth learning from. Who asks must do so then."""
         of_node = self._pairs.get(agent_id)
         pair = None if of_node is None else of_node.get(key)

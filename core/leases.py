@@ -110,7 +110,7 @@ class Ledger(Part):
     def __contains__(self, lease_id: LeaseId) -> bool:
         return lease_id in self._held
 
-    def grant(self, held: Held, *, now: Instant) -> int:
+    def grant(self, held: Held, now: Instant) -> int:
         """`held` lives from now on. Returns how many leases of its model live on its agent then; 0 when it runs none.
 
         Raises:

@@ -54,6 +54,7 @@ class Phase(enum.Enum):
 
 
 _NEW: Final = Phase.NEW
+_SUCCESS: Final = Ending.SUCCESS
 
 
 class Request(msgspec.Struct, gc=False):
@@ -134,14 +135,13 @@ class Request(msgspec.Struct, gc=False):
             return max(self.after(settled.duration_ms, now=now), self.first_byte_at or self.started_at)
         return now if self.freed_at is None else self.freed_at
 
-    def end_attempt(self, outcome: str, *, now: Instant) -> None:
+    def end_attempt(self, outcome: str, now: Instant) -> None:
         """Note how the present attempt ended."""
-        assert self.agent is not None, "an attempt without a node"
         agent = self.agent
-        duration_ms = (now - self.started_at) * 1000
-        self.attempts += (Attempt(agent_id=agent.id, agent_name=agent.name, outcome=outcome, duration_ms=duration_ms),)
+        assert agent is not None, "an attempt without a node"
+        self.attempts += (Attempt(agent.id, agent.name, outcome, (now - self.started_at) * 1000.0),)
 
-    def record(self, ending: Ending, settled: Settled | None, *, now: Instant) -> Record:
+    def record(self, ending: Ending, settled: Settled | None, now: Instant) -> Record:
         """What history keeps."""
         agent, came, at, first_byte_at = self.agent, self.came, self.at, self.first_byte_at
         if settled is None:
@@ -156,30 +156,30 @@ class Request(msgspec.Struct, gc=False):
             ending,
             settled.message,
             settled.status,
-            (now - at) * 1000,
-            self.waited_s * 1000,
-            None if first_byte_at is None else (first_byte_at - at) * 1000,
+            (now - at) * 1000.0,
+            self.waited_s * 1000.0,
+            None if first_byte_at is None else (first_byte_at - at) * 1000.0,
             self.predicted_ms,
             settled.usage if not settled.tokens_before else _of_both(settled),
             self.attempts,
             settled.body_bytes,
             settled.chunks,
-            self.observed_start_ms(settled, now=now),
+            self.observed_start_ms(settled, now),
         )
 
-    def observed_start_ms(self, settled: Settled, *, now: Instant) -> float | None:
+    def observed_start_ms(self, settled: Settled, now: Instant) -> float | None:
         """When its node began to read the prompt, since it came: what `predicted_ms` predicted. None where nobody can tell.
 
         From the first byte of a stream, or from the end of an answer that may be silent until then.
         """
         usage = settled.usage
-        if settled.ending is not Ending.SUCCESS or usage is None or not usage.prompt_ns:
+        if settled.ending is not _SUCCESS or usage is None or not usage.prompt_ns:
             return None
         if self.came.stream and not self.came.constrained and self.first_byte_at is not None:
             end, worked_ns = self.first_byte_at, usage.prompt_ns
         else:
             end, worked_ns = now, usage.prompt_ns + usage.eval_ns
-        started_ms = (end - self.at) * 1000 - worked_ns / 1e6
+        started_ms = (end - self.at) * 1000.0 - worked_ns / 1e6
         return started_ms if started_ms > 0.0 else 0.0
 
     def sample(self, settled: Settled, *, now: Instant) -> Sample:
@@ -222,7 +222,7 @@ def _of_both(settled: Settled) -> Usage | None:
     return msgspec.structs.replace(usage, prompt_tokens=max(0, usage.prompt_tokens - before), output_tokens=output)
 
 
-def begin(event: RequestCame, key: ModelKey | None, ask: Ask, *, number: int, now: Instant) -> Request:
+def begin(event: RequestCame, key: ModelKey | None, ask: Ask, number: int, now: Instant) -> Request:
     """A request that has just come."""
     tried: dict[AgentId, int] = dict.fromkeys(event.excluded, 2) if event.excluded else {}
     return Request(event.request_id, event, key, ask, now, number, event.client, tried, now, now)

@@ -308,16 +308,16 @@ class Router(Part):
             runs_model and not event.unload,
         )
         if ask.needs_slot and key is not None and self._registry.holders(key):
-            self._heat.came(key, now=now)
+            self._heat.came(key, now)
             self._prompts.came(key, event.input_tokens)
             if options or key in self._displacement.mixed:
                 self._displacement.came(key, options, now=now)
-        request = begin(event, key, ask, number=self._came, now=now)
+        request = begin(event, key, ask, self._came, now)
         self._requests[event.request_id] = request
         if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
             self._dispatcher.answer(request, cloud_off(event), "cloud model", effects, now=now)
         else:
-            self._dispatcher.place(request, effects, now=now)
+            self._dispatcher.place(request, effects, now)
 
     def _first_byte(self, event: FirstByte, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
@@ -327,11 +327,11 @@ class Router(Part):
         agent = request.agent
         if request.phase is not _TRYING or agent is None:
             raise LocalError(f"request {event.request_id} is {request.phase.value}: it cannot have a first byte")
+        request.phase = _STREAMING
         self._delivered(request, agent, now)
 
     def _delivered(self, request: Request, agent: Agent, now: Instant) -> None:
         """A node gave the beginning of a good answer."""
-        request.phase = _STREAMING
         if request.first_byte_at is None:
             request.first_byte_at = now
         if not self._health.quiet:
@@ -352,7 +352,7 @@ class Router(Part):
             self._look = True
         if came.unload:
             return
-        if agent.inventory.saw_loaded(key, request.ask.options, now=now):
+        if agent.inventory.saw_loaded(key, request.ask.options, now):
             self._look = True  # a load is through, whoever began it
         if came.prefixes:
             self._dispatcher.affinity.read(agent.id, key, came.prefixes, now=now)
@@ -368,8 +368,8 @@ class Router(Part):
         verdict = classify(event.failure, status=event.status, text=event.text, repeat_guard=event.repeat_guard)
         request.failed, request.verdict = event, verdict
         outcome = event.failure.value if event.failure is not Failure.ANSWERED else f"status {event.status}"
-        request.end_attempt(outcome, now=now)
-        self._dispatcher.release(request, effects, now=now)
+        request.end_attempt(outcome, now)
+        self._dispatcher.release(request, effects, now)
         self._look = True
         self._blame(request, verdict, event.failure, event.text, effects, now)
         agent_id = request.agent.id
@@ -387,7 +387,7 @@ class Router(Part):
         if verdict.cost is Cost.FINAL or request.spent > self._config.retries_budgeted or in_doubt:
             self._dispatcher.give_up(request, effects, now=now)
         else:
-            self._dispatcher.place(request, effects, now=now)
+            self._dispatcher.place(request, effects, now)
 
     def _freed(self, event: Freed, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
@@ -400,7 +400,7 @@ class Router(Part):
         if event.delivered and request.phase is _TRYING:
             self._delivered(request, agent, now)
         request.phase, request.freed_at = _FREED, now
-        self._dispatcher.release(request, effects, now=now)
+        self._dispatcher.release(request, effects, now)
         self._dispatcher.owed.set(request.id, now=now)
         self._look = True
 
@@ -422,7 +422,7 @@ class Router(Part):
         elif phase is _ANSWERED:
             self._dispatcher.answered.discard(request.id)
         elif agent is not None:
-            self._dispatcher.release(request, effects, now=now)
+            self._dispatcher.release(request, effects, now)
             self._look = True
             if ending is not _SUCCESS:
                 self._leaks.given_up(request, agent, by_us=ending is Ending.CANCELLED or event.node_fault is Failure.VANISHED, now=now)
@@ -436,8 +436,8 @@ class Router(Part):
                     self._succeeded(request, event, effects, now, end)
                 else:
                     self._health.ended(agent.id, request.id)
-            request.end_attempt(outcome, now=end)
-        record = request.record(ending, event, now=end)
+            request.end_attempt(outcome, end)
+        record = request.record(ending, event, end)
         self._dispatcher.started(record)
         effects.append(record)
 
@@ -469,11 +469,11 @@ class Router(Part):
         run, came = request.ask.key, request.came
         if run is None or request.resumed:  # half an answer teaches nothing
             return
-        if request.beside > 1 and slots.ended(agent, run, request.beside, event.usage, now=now):
+        if request.beside > 1 and slots.ended(agent, run, request.beside, event.usage, now):
             self._speeds.refresh(agent.id)
         if came.unload:
             agent.inventory.saw_unloaded(run, now=now)
-        elif request.cold or (not came.load_only and self._speeds.curious(agent.id, run, now=now)):
+        elif request.cold or (not came.load_only and self._speeds.curious(agent.id, run, now)):
             model = agent.inventory.installed.get(run)
             size_bytes = 0 if model is None else model.size_bytes
             self._speeds.learn(agent.id, run, request.sample(event, now=end), size_bytes=size_bytes)

@@ -215,7 +215,7 @@ class Auto(Strategy):
         if key is None or not ask.needs_slot:
             return None
         board = self._boards.get((key, options))
-        if board is None or not board.holds(nodes, changes=changes):
+        if board is None or not board.holds(nodes, changes):
             if len(self._boards) >= BOARDS_MAX:
                 self._boards.clear()
             board = self._boards[key, options] = Board(key, options, nodes, changes=changes, speeds=self._speeds)
@@ -223,7 +223,7 @@ class Auto(Strategy):
         if glance is None:
             return None
         chosen = glance.chosen
-        return Choice(chosen[0], True, [], 0, chosen[2], warm=glance)
+        return Choice(chosen[0], True, [], 0, chosen[2], None, False, glance)
 
     def check(self, nodes_of: Callable[[ModelKey], Sequence["Agent"]], changes: int) -> None:
         """Recompute what is kept for speed. `nodes_of`: a model's nodes, as they are given to `at_once`.

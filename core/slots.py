@@ -87,7 +87,7 @@ def answered(agent: Agent, key: ModelKey, request_id: RequestId, beside: int, li
     return True
 
 
-def ended(agent: Agent, key: ModelKey, beside: int, usage: Usage | None, *, now: Instant) -> bool:
+def ended(agent: Agent, key: ModelKey, beside: int, usage: Usage | None, now: Instant) -> bool:
     """A request ended well that had `beside` of its model on the node when it came. Returns whether that lowers the limit."""
     if usage is None or beside < 2 or agent.beyond:
         return False

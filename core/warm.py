@@ -119,7 +119,7 @@ class Board:
         self._shown = (*warm, *cold)
         self._shown_nodes = tuple(node for node, _, _ in self._shown)
 
-    def holds(self, nodes: Sequence["Agent"], *, changes: int) -> bool:
+    def holds(self, nodes: Sequence["Agent"], changes: int) -> bool:
         """Whether it is still right for `nodes`, after what it has to read."""
         if nodes is not self._nodes or changes != self._changes or self._speeds.drops.get(self._key) is not self._log:
             return False

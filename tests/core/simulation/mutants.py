@@ -45,7 +45,7 @@ def _forget_clock(router: Any, clock: Any) -> None:
 def leaks_the_lease_of_a_client_that_left(router: Any) -> None:
     real = router._dispatcher.release
 
-    def release(request: Any, effects: list[Effect], *, now: Instant) -> None:
+    def release(request: Any, effects: list[Effect], now: Instant) -> None:
         if request.phase is not Phase.TRYING or request.failed is not None:
             real(request, effects, now=now)
 
@@ -88,9 +88,9 @@ def forgets_silent_agents_when_it_sets_its_timer(router: Any) -> None:
 def breaks_ties_by_the_first(router: Any) -> None:
     real = router._dispatcher._forward
 
-    def forward(request: Any, choice: Any, effects: list[Effect], *, now: Instant) -> None:
+    def forward(request: Any, choice: Any, effects: list[Effect], now: Instant) -> None:
         real(request, choice, effects, now=now)
-        choice.agent.last_chosen = 0
+        choice.agent.takes(choice.agent.in_flight, 0)
 
     instead(router._dispatcher, "_forward", forward)
 
@@ -124,7 +124,7 @@ def has_no_budget_of_retries(router: Any) -> None:
 def forgets_whom_it_tried(router: Any) -> None:
     real = router._dispatcher.place
 
-    def place(request: Any, effects: list[Effect], *, now: Instant) -> None:
+    def place(request: Any, effects: list[Effect], now: Instant) -> None:
         request.tried.clear()
         request.busy.clear()
         real(request, effects, now=now)
