@@ -137,7 +137,7 @@ class Router(Part):
 
     # ------------------------------------------------------------ the three inputs
 
-    def handle(self, event: Event, *, now: Instant) -> list[Effect]:
+    def handle(self, event: Event, now: Instant) -> list[Effect]:
         """`event` happened. Returns what must be done about it, in order.
 
         Raises:

@@ -6,7 +6,7 @@ deadline, never before; a slow sink cannot delay a decision, since sinks are syn
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, Protocol, assert_never, cast
 
 import trio
 
@@ -60,7 +60,7 @@ class Driver:
     def __init__(self, router: Router, sinks: Sinks, *, clock: Callable[[], float] = trio.current_time) -> None:
         self.router = router
         self._sinks = sinks
-        self._clock = clock
+        self._clock = cast("Callable[[], Instant]", clock)
         self._now = Instant(clock())
         self._desks: dict[RequestId, Desk] = {}
         self.tape = Tape(router)
@@ -71,7 +71,8 @@ class Driver:
 
     def apply(self, event: Event) -> list[Effect]:
         """Tell the router; carry out what it wants, leave request effects at their desks, return the rest (the answers to shells)."""
-        router, tape, now = self.router, self.tape, Instant(self._clock())
+        router, tape, clock = self.router, self.tape, self._clock
+        now = clock()
         if now > self._now:
             self._now = now
         else:
@@ -79,7 +80,7 @@ class Driver:
         if tape.due:
             tape.turn()
         try:
-            effects = router.handle(event, now=now)
+            effects = router.handle(event, now)
         except BaseException:
             tape.add(now, event, None)
             raise

@@ -51,7 +51,7 @@ class ScriptedRouter:
         self.ticks: list[float] = []
         self.on_tick: Callable[[float], list[Effect]] = lambda _: []
 
-    def handle(self, event: Event, *, now: Instant) -> list[Effect]:
+    def handle(self, event: Event, now: Instant) -> list[Effect]:
         self.handled.append((now, event))
         return self.answers.pop(0) if self.answers else []
 
@@ -241,7 +241,7 @@ async def test_the_last_events_are_remembered() -> None:
 async def test_what_the_router_forbids_is_raised_to_who_did_it() -> None:
     router = ScriptedRouter()
 
-    def forbid(event: Event, *, now: Instant) -> list[Effect]:
+    def forbid(event: Event, now: Instant) -> list[Effect]:
         raise LocalError("twice")
 
     router.handle = forbid  # type: ignore[method-assign]
