@@ -369,7 +369,7 @@ class Dispatcher(Part):
             self.leave(request, now=now)
         agent = choice.agent
         attempt = request.attempt = request.attempt + 1
-        lease_id = LeaseId(f"{request.id}/{attempt}")
+        lease_id = LeaseId(request.id + "/1" if attempt == 1 else f"{request.id}/{attempt}")  # numbers take long to write
         request.agent, request.lease_id, request.started_at, request.phase = agent, lease_id, now, _TRYING
         unload: tuple[str, ...] = ()
         if request.victims:

@@ -101,7 +101,7 @@ class _Scaled:
 class Speeds(Part):
     """Of the whole fleet."""
 
-    __slots__ = ("_fleet", "_nodes", "_output", "_pairs", "_prior", "_prior_output", "drops", "known")
+    __slots__ = ("_expected", "_fleet", "_nodes", "_output", "_pairs", "_prior", "_prior_output", "drops", "known")
 
     def __init__(self, config: RouterConfig) -> None:
         self._prior_output = config.output_prior_tokens
@@ -113,6 +113,8 @@ class Speeds(Part):
         self._nodes: dict[AgentId, _Scaled] = {}
         self._pairs: dict[AgentId, dict[ModelKey, _Pair]] = {}
         self._output: dict[ModelKey, float] = {}
+        self._expected: dict[ModelKey, int] = {}
+        """The same, rounded."""
         self.known: dict[ModelKey, dict[AgentId, Rates]] = {}
         """What `rates` told, as long as it holds: for who asks so often that a call counts."""
         self.drops: dict[ModelKey, list[AgentId]] = {}
@@ -135,8 +137,7 @@ class Speeds(Part):
 
     def output_tokens(self, key: ModelKey) -> int:
         """Expected length of an answer of this model."""
-        mean = self._output.get(key)
-        return self._prior_output if mean is None else round(mean)
+        return self._expected.get(key, self._prior_output)
 
     def refresh(self, agent_id: AgentId) -> None:
         """A node's slots or models changed: compute its rates anew."""
@@ -215,8 +216,10 @@ class Speeds(Part):
     def _learn_output(self, key: ModelKey, tokens: int) -> None:
         mean = self._output.get(key)
         if mean is None and len(self._output) >= MODELS_MAX:
-            del self._output[next(iter(self._output))]
-        self._output[key] = float(tokens) if mean is None else mean + (tokens - mean) * 0.1
+            oldest = next(iter(self._output))
+            del self._output[oldest], self._expected[oldest]
+        mean = self._output[key] = float(tokens) if mean is None else mean + (tokens - mean) * 0.1
+        self._expected[key] = round(mean)
 
     def _spread(self, agent_id: AgentId, name: str, scaled: float) -> None:
         """Let other models on the node, and other nodes, profit. Their rates are computed anew when the rounded value moves."""

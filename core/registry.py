@@ -97,10 +97,13 @@ class Registry(Part):
         """Those of `ready()` that hold the model."""
         holders = self._holders.get(key)
         if holders is None:
-            holders = tuple(agent for agent in self.ready() if agent.holds(key))
+            holders = self._find_holders(key)
             if holders:  # names that nobody holds come from clients, and would fill the table
                 self._holders[key] = holders
         return holders
+
+    def _find_holders(self, key: ModelKey) -> tuple[Agent, ...]:
+        return tuple(agent for agent in self.ready() if agent.holds(key))
 
     def trained_context(self, key: ModelKey) -> int:
         """Tokens of context that the model was trained with; 0 when no node says so."""
@@ -119,11 +122,14 @@ class Registry(Part):
             return {}
         out = self._out.get(key)
         if out is None:
-            away = [agent for agent in self.listed_by(key) if agent.state is not AgentState.READY]
-            out = {agent.name: f"is {agent.state.value}: {agent.detail(self._in_flight(agent.id))}" for agent in away}
+            out = self._find_out(key)
             if key in self._holders:
                 self._out[key] = out
         return out
+
+    def _find_out(self, key: ModelKey) -> Mapping[str, str]:
+        away = [agent for agent in self.listed_by(key) if agent.state is not AgentState.READY]
+        return {agent.name: f"is {agent.state.value}: {agent.detail(self._in_flight(agent.id))}" for agent in away}
 
     def listed_by(self, key: ModelKey) -> list[Agent]:
         """All approved agents that listed the model last, whatever their state."""

@@ -89,12 +89,12 @@ def answered(agent: Agent, key: ModelKey, request_id: RequestId, beside: int, li
 
 def ended(agent: Agent, key: ModelKey, beside: int, usage: Usage | None, now: Instant) -> bool:
     """A request ended well that had `beside` of its model on the node when it came. Returns whether that lowers the limit."""
-    if usage is None or beside < 2 or agent.beyond:
+    if usage is None or beside < 2:
         return False
     if not agent.learned and usage.total_ns - usage.load_ns - usage.prompt_ns - usage.eval_ns <= _WAITED_NS:
         return False  # as below, and most of all
     wait_s = waited_s(usage)
-    if wait_s is None:
+    if wait_s is None or agent.beyond:
         return False
     limit, pair = agent.limits.get(key, agent.slots), agent.learned.get(key)
     if wait_s <= max(WAITED_S, usage.total_ns / _NS_PER_S * WAITED_SHARE):

@@ -42,6 +42,10 @@ _Kind = tuple[int, int, int, float | None]
 """What the work of a request is computed from: overhead_us, prefill_ns, decode_ns, and an admin's weight."""
 
 
+_Group = tuple[int, int, int, float | None, list["Agent"]]
+"""A kind, and the nodes that are of it."""
+
+
 class Glance(msgspec.Struct, frozen=True, gc=False):
     """A choice from a board, as far as an explanation needs it. Made readable only when somebody asks."""
 
@@ -79,7 +83,7 @@ class Board:
         """The nodes that have it in memory with these options, in order, and the number of their kind. Empty: the board is of no use."""
         self._kinds: dict[_Kind, int] = {}
         self._index: dict[AgentId, int] = {}
-        self._groups: list[list[Agent]] = []
+        self._groups: list[_Group] = []
         """Of each kind, those that have it in memory, in order."""
         self._cold: dict[AgentId, Agent] = {}
         self._cold_us = _MOST
@@ -98,7 +102,7 @@ class Board:
                 self._index[node.id] = len(self._pairs)
                 kind = self._kind_of(node)
                 self._pairs.append((node, kind))
-                self._groups[kind].append(node)
+                self._groups[kind][-1].append(node)
             else:
                 self._cold[node.id] = node
                 self._cold_us = min(self._cold_us, self._rates_of(node).load_us)
@@ -140,7 +144,7 @@ class Board:
         works: list[int] = []
         ranks: list[int] = []
         best, least, first = self._pairs[0][0], _MOST, 0
-        for (overhead_us, prefill_ns, decode_ns, weight), group in zip(self._kinds, self._groups):  # noqa: B905 - it costs, on every request
+        for overhead_us, prefill_ns, decode_ns, weight, group in self._groups:
             work = overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1
             if weight is not None:
                 work = _weighed(work, weight)
@@ -188,7 +192,7 @@ class Board:
             rates = self._rates_of(node)
             now = (rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight)
             assert kinds[kind] == now, f"{what} takes {node.name} for {kinds[kind]}, not {now}"
-        groups = [[node for node, other in self._pairs if other == kind] for kind in range(len(kinds))]
+        groups = [(*speeds, [node for node, other in self._pairs if other == kind]) for kind, speeds in enumerate(kinds)]
         assert groups == self._groups, f"{what} has lost nodes of a kind"
         cold_us = min((self._rates_of(node).load_us for node in self._cold.values()), default=_MOST)
         assert self._cold_us <= cold_us, f"{what} takes a load for dearer than it is"
@@ -223,8 +227,8 @@ class Board:
                 kind = self._kind_of(node)
                 if kind != before:
                     self._pairs[at] = (node, kind)
-                    self._groups[before].remove(node)
-                    insort(self._groups[kind], node, key=self._place)
+                    self._groups[before][-1].remove(node)
+                    insort(self._groups[kind][-1], node, key=self._place)
             elif cold is not None:
                 self._cold_us = min(self._cold_us, self._rates_of(cold).load_us)
         self._read = len(self._log)
@@ -232,9 +236,10 @@ class Board:
 
     def _kind_of(self, node: "Agent") -> int:
         rates = self._rates_of(node)
-        kind = self._kinds.setdefault((rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight), len(self._kinds))
+        speeds = (rates.overhead_us, rates.prefill_ns, rates.decode_ns, node.weight)
+        kind = self._kinds.setdefault(speeds, len(self._kinds))
         if kind == len(self._groups):
-            self._groups.append([])
+            self._groups.append((*speeds, []))
         return kind
 
     def _place(self, node: "Agent") -> int:

@@ -85,7 +85,15 @@ class Driver:
             tape.add(now, event, None)
             raise
         tape.add(now, event, effects)
-        rest = self._carry_out(effects) if effects else effects
+        rest: list[Effect] = []
+        for effect in effects:
+            if type(effect) is Record:  # it and the next are most of all, and to be none of a class takes long to find out
+                self._sinks.record(effect)
+            elif type(effect) is Forward:
+                if (desk := self._desks.get(effect.request_id)) is not None:
+                    desk.put(effect)
+            else:
+                self._carry_out(effect, rest)
         if router.wake.at < self._armed_for:
             self._arm(router.wake.at)
         return rest
@@ -148,34 +156,25 @@ class Driver:
             self._now = max(self._advance(), Instant(self._armed_for))
             effects = self.router.tick(now=self._now)
             self.tape.add(self._now, TICK, effects)
-            self._carry_out(effects)
+            for effect in effects:
+                self._carry_out(effect, [])
             self._armed_for = max(self.router.wake.at, self._now + TICK_PAUSE_S)
 
-    def _carry_out(self, effects: list[Effect]) -> list[Effect]:
-        """Do all of `effects` but the answers to shells, which are returned."""
-        rest: list[Effect] = []
-        for effect in effects:
-            if type(effect) is Record:  # it and the next are most of all, and to be none of a class takes long to find out
+    def _carry_out(self, effect: Effect, rest: list[Effect]) -> None:
+        """Do `effect`, or add it to `rest`: the answers to shells."""
+        match effect:
+            case Record():
                 self._sinks.record(effect)
-                continue
-            if type(effect) is Forward:
+            case Forward() | Wait() | Refuse() | PassOn() | Cut():
                 if (desk := self._desks.get(effect.request_id)) is not None:
                     desk.put(effect)
-                continue
-            match effect:
-                case Record():
-                    self._sinks.record(effect)
-                case Forward() | Wait() | Refuse() | PassOn() | Cut():
-                    if (desk := self._desks.get(effect.request_id)) is not None:
-                        desk.put(effect)
-                case Count():
-                    self._sinks.count(effect.name, effect.labels, effect.by)
-                case Note():
-                    self._sinks.note(effect.level, effect.event, effect.fields)
-                case Probe():
-                    self._sinks.probe(effect.agent_id)
-                case Registered() | Accepted() | Declined():
-                    rest.append(effect)
-                case _:
-                    assert_never(effect)
-        return rest
+            case Count():
+                self._sinks.count(effect.name, effect.labels, effect.by)
+            case Note():
+                self._sinks.note(effect.level, effect.event, effect.fields)
+            case Probe():
+                self._sinks.probe(effect.agent_id)
+            case Registered() | Accepted() | Declined():
+                rest.append(effect)
+            case _:
+                assert_never(effect)
