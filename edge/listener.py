@@ -236,6 +236,7 @@ class Listener:
             pass
         finally:
             conn.close()
+            conn.lane = conn.eager = None  # they hold the connection, and may not wait for the garbage collector together
             del self._conns[conn]
             self._changed.set()
             self._changed = trio.Event()

@@ -228,7 +228,7 @@ async def pour(
         try:
             data = await conn.read_some()
         except UpstreamCut as error:
-            cut = error
+            cut = error.with_traceback(None)  # which holds this frame, which holds `cut`
             break
         if not data:
             break

@@ -76,7 +76,7 @@ class Resumable:
             try:
                 data = await conn.read_some()
             except UpstreamCut as error:
-                self._cut = error
+                self._cut = error.with_traceback(None)
                 break
         failure = self._failure()
         if failure is not None and self._rest is None and self._may_go_on():

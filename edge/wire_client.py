@@ -202,7 +202,7 @@ class UpstreamConnection(WatchedSocket):
         """The answer's head; interim ones (1xx) are skipped. Waits for ever: silence is normal. Raises UpstreamCut."""
         while self._head is None:
             if self._cut is not None:
-                raise self._cut
+                raise self._ended()
             await self._receive()
         return self._head
 
@@ -217,7 +217,7 @@ class UpstreamConnection(WatchedSocket):
             if self._complete:
                 return b""
             if self._cut is not None:
-                raise self._cut
+                raise self._ended()
             await self._receive()
 
     async def _receive(self) -> None:
@@ -226,7 +226,7 @@ class UpstreamConnection(WatchedSocket):
                 self._streak = 0
                 await self.park()
                 if self.closed:
-                    raise self._cut or UpstreamCut("the connection was closed")
+                    raise self._ended()
                 if not self.readable:
                     continue
             elif self._streak == READS_IN_A_ROW:
@@ -235,6 +235,11 @@ class UpstreamConnection(WatchedSocket):
             self._streak += 1
             if self.receive_now():
                 return
+
+    def _ended(self) -> UpstreamCut:
+        """Why nothing more comes, as an exception of its own: one that is kept here would hold its frames, and they this connection."""
+        cut = self._cut
+        return UpstreamCut("the connection was closed") if cut is None else type(cut)(*cut.args)
 
     def receive_now(self) -> bool:
         """Take what is here. Returns whether it was anything: bytes, or an end."""
@@ -405,5 +410,6 @@ class UpstreamConnection(WatchedSocket):
             self.idle_in.remove(self)
             self.idle_in = None
         super().close()
+        self._decoder = None  # it holds this connection: together they would wait for the garbage collector
         if self.eager is not None:
             self.eager()

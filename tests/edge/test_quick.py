@@ -1,9 +1,10 @@
 """Requests that need no task, and where they turn into others: a scripted router, a scripted node, real sockets that are kept."""
 
+import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
@@ -207,6 +208,63 @@ async def test_a_stream_goes_on_in_the_task() -> None:
         found.edge.router.script = [forward(found.port)]
         assert (await found.line.chat(stream=False)).body == WHOLE
         assert len(found.carried) == 1, "the next small one is quick again"
+
+
+@contextmanager
+def uncollected() -> Iterator[set[str]]:
+    """The types of what ended inside and only the garbage collector would free."""
+    found: set[str] = set()
+    gc.collect()
+    gc.disable()
+    try:
+        yield found
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        found |= {type(thing).__name__ for thing in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def test_nothing_that_ended_waits_for_the_garbage_collector() -> None:
+    """The collector seldom looks: what waits for it is memory that grows for tens of thousands of requests."""
+    left = trio.Event()
+
+    async def stream(caller: Caller) -> None:
+        await caller.begin_chunks()
+        await caller.chunk(LINE)
+        await caller.chunk(LAST)
+        await caller.end_chunks()
+
+    async def endless(caller: Caller) -> None:
+        await caller.begin_chunks()
+        while not left.is_set():
+            await caller.chunk(LINE)
+            await trio.sleep(0.001)
+        raise Hangup
+
+    async def cut(caller: Caller) -> None:
+        await caller.begin_chunks()
+        await caller.chunk(LINE)
+        raise Hangup
+
+    async with kept(stream, cut, endless) as found:
+        with uncollected() as waiting:
+            assert (await found.line.chat()).whole
+            for number in (2, 3):
+                found.edge.router.script = [forward(found.port)]
+                async with await trio.open_tcp_stream("127.0.0.1", found.edge.port) as stream_of_its_own:
+                    await Line(stream_of_its_own).send(CHAT)
+                    assert await stream_of_its_own.receive_some()
+                    if number == 2:
+                        await found.until_settled(2)
+                await found.until_settled(number)
+            await found.line.stream.aclose()
+            left.set()
+            await wait_until(lambda: not found.edge.listener._conns)
+            found.carried.clear()
+        assert not waiting & {"ClientConnection", "QuickLane", "UpstreamConnection", "UpstreamCut", "Good", "StreamJudge", "Live"}
 
 
 async def test_large_answers_and_requests_are_the_tasks() -> None:
