@@ -10,7 +10,7 @@ import secrets
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import trio
 
@@ -27,7 +27,8 @@ def now() -> Instant:
 
 def unix_ms() -> UnixMs:
     """Milliseconds since 1970 UTC."""
-    return UnixMs(time.time_ns() // 1_000_000)
+    now: Any = time.time_ns() // 1_000_000  # else it took a call to say that it is one
+    return now  # type: ignore[no-any-return]
 
 
 _VERSION: Final = bytes(0x40 | octet & 0x0F for octet in range(256))

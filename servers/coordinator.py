@@ -210,7 +210,7 @@ class Coordinator:
         )
         access = Access(settings, self.tokens, our_ports=self.ports)
         self.memory.restore(access, self.tokens)
-        self.records.listeners += [access.spent, self.memory.record]
+        self.records.listeners += [access.spent, self.memory.history.record]
         moves = Moves(driver, pool, credential_of=self.tokens.credential_of, say=sinks.note)
         keeping = Keeping(driver, moves, self._catalogue, default_rule=settings.auto_distribute)
         self.web = Web(

@@ -47,7 +47,6 @@ class Draft(msgspec.Struct, array_like=True, gc=False):
 
     record: Record
     capture: Capture
-    completed_at_ms: UnixMs
     key_at: int = 0
     """Where in the client's name an API key's id begins; 0: it is no key."""
     masks: tuple[tuple[str, ...], ...] = ()
@@ -87,11 +86,12 @@ class Draft(msgspec.Struct, array_like=True, gc=False):
         request_body, response_body, bodies = self._bodies()
         attempts = [_Tried(one.agent_name, one.outcome, int(one.duration_ms * 1000 + 0.5) / 1000) for one in record.attempts]
         number, key_at, client = capture.number, self.key_at, record.client
+        at_ms = UnixMs(number >> NUMBER_SHIFT)
         return HistoryRecord(
             number,
             record.request_id,
-            UnixMs(number >> NUMBER_SHIFT),
-            self.completed_at_ms,
+            at_ms,
+            UnixMs(at_ms + int(record.duration_ms + 0.5)),
             record.route._value_,
             capture.path,
             record.model,

@@ -34,15 +34,16 @@ class History:
         numbers: Numbers,
         clock: Callable[[], UnixMs],
         masks: tuple[tuple[str, ...], ...] = (),
-        client_address: Callable[[Peer, Asks], str] = lambda conn, _: conn.peer_host,
     ) -> None:
+        """`clock` tells the calendar's milliseconds."""
         self._put = put
         self._policy = POLICIES.index(bodies)
         self._body_max_bytes = body_max_bytes
         self._numbers = numbers
         self._clock = clock
         self._masks = masks
-        self._client_address = client_address
+        self.client_address: Callable[[Peer, Asks], str] = lambda conn, _: conn.peer_host
+        """The real client's, as far as it can be told."""
         self._open: dict[RequestId, Capture] = {}
         self._kept = self._kept_by(self._policy)
 
@@ -56,7 +57,7 @@ class History:
         wish = head.fields.get(HISTORY_HEADER)
         if wish is not None:
             limit_bytes, redact = self._kept_by(max(self._policy, _policy_of(wish)))
-        address, number = self._client_address(conn, head), self._numbers.next(self._clock())
+        address, number = self.client_address(conn, head), self._numbers.next(self._clock())
         capture = self._open[request_id] = Capture(route, head.path, address, number, limit_bytes, redact, stream, edge=edge)
         return capture
 
@@ -69,7 +70,7 @@ class History:
         capture = self._open.pop(record.request_id, None)
         if capture is not None:
             key_at = _KEY_AT if record.client.startswith(KEYED) else 0
-            self._put(Draft(record, capture, self._clock(), key_at, self._masks))
+            self._put(Draft(record, capture, key_at, self._masks))
 
 
 def _policy_of(wish: bytes) -> int:

@@ -14,13 +14,12 @@ import msgspec
 import structlog
 import trio
 
-from core.events import AgentRestored, Record
+from core.events import AgentRestored
 from core.history import Numbers
 from core.keeping import Policy
 from core.keys import Key, Use
 from core.tasks import TaskRestored
 from core.units import AgentId, ModelKey, UnixMs
-from edge.denied import Asks, Peer
 from servers import clock, history_file
 from servers.access import Access
 from servers.driver import Driver
@@ -100,7 +99,6 @@ class Memory:
             numbers=Numbers(after=self.store.last_number()),
             clock=clock.unix_ms,
             masks=settings.history_mask,
-            client_address=self._address_of,
         )
         self._saved_use: dict[str, tuple[Any, ...]] = {}
         self._saved_agents: dict[AgentId, bytes] = {}
@@ -124,6 +122,7 @@ class Memory:
                 continue
             access.keys.add(kept.key, kept.use)
         self._access, self._tokens = access, tokens
+        self.history.client_address = access.address_of
 
     def restore_agents(self, driver: Driver, poller: Poller, *, listed: Container[AgentId]) -> None:
         """Bring back the agents that were known. `listed`: those of `OLLAMA_BACKENDS`."""
@@ -217,13 +216,6 @@ class Memory:
     def recorder(self) -> History | None:
         """Who records requests; None: nobody does."""
         return self.history if self._records else None
-
-    def record(self, record: Record) -> None:
-        """A request is over."""
-        self.history.record(record)
-
-    def _address_of(self, conn: Peer, head: Asks) -> str:
-        return conn.peer_host if self._access is None else self._access.address_of(conn, head)
 
     # ------------------------------------------------------------ API keys
 

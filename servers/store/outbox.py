@@ -63,7 +63,8 @@ class Outbox:
         if self._records >= RECORDS_MAX:
             self.written.records_dropped += 1
             return
-        size = draft.size_bytes
+        capture = draft.capture
+        size = capture.held_bytes + len(capture.request_body or b"")  # `draft.size_bytes`, without its call
         if size and self._bytes + size > PENDING_MAX_BYTES:
             draft.drop_bodies()
             self.written.bodies_dropped += 1

@@ -148,7 +148,8 @@ async def _serve_embedded(side: str, listening: socket.socket, node_port: int, p
         sinks.records.listeners.append(access.spent)
     if side == "history" and isinstance(sinks, _Sinks):
         memory = Memory(settings, place)
-        sinks.records.listeners.append(memory.record)
+        memory.restore(access, tokens)
+        sinks.records.listeners.append(memory.history.record)
     plain = side in ("edge", "bare")
     proxy = Proxy(
         Bare(Upstream(host="127.0.0.1", port=node_port)) if side == "bare" else driver,

@@ -21,4 +21,4 @@ def draft(number: int = 0, *, body: bytes = b"{}", **fields: Any) -> Draft:
     }  # fmt: skip
     capture = Capture(Route.CHAT, "/api/chat", "10.0.0.2", number_of(NOW, number), 1 << 20, False, False, request_body=body)
     capture.take(b'{"done":true}')
-    return Draft(Record(**{**made, **fields}), capture, UnixMs(NOW + 5))
+    return Draft(Record(**{**made, **fields}), capture)

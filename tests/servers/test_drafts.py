@@ -22,11 +22,11 @@ def test_a_draft_that_went_to_another_process_becomes_the_same_record() -> None:
 
 
 def test_every_field_is_where_it_belongs() -> None:
-    made = draft(predicted_start_ms=1.5, observed_start_ms=2.5, message="why", status=418, duration_ms=6.0, chunks=9, body_bytes=77)
+    made = draft(predicted_start_ms=1.5, observed_start_ms=2.5, message="why", status=418, duration_ms=6.4, chunks=9, body_bytes=77)
     assert made.finished() == HistoryRecord(
-        number=number_of(NOW, 0), request_id="id-0", at_ms=NOW, completed_at_ms=UnixMs(NOW + 5), request_type="chat", path="/api/chat",
+        number=number_of(NOW, 0), request_id="id-0", at_ms=NOW, completed_at_ms=UnixMs(NOW + 6), request_type="chat", path="/api/chat",
         model="m", agent_id="a", agent_name="node", client="10.0.0.1", key_id=None, status="success", message="why", http_status=418,
-        duration_ms=6.0, queue_ms=0.5, ttft_ms=2.0, predicted_start_ms=1.5, prompt_tokens=3, output_tokens=4, load_ms=2.0,
+        duration_ms=6.4, queue_ms=0.5, ttft_ms=2.0, predicted_start_ms=1.5, prompt_tokens=3, output_tokens=4, load_ms=2.0,
         attempts=b'[{"node":"node","outcome":"success","ms":5.0}]', edge="embedded", chunks=9, body_bytes=77, request_body=b"{}",
         response_body=b'{"done":true}', bodies="whole", observed_start_ms=2.5,
     )  # fmt: skip
