@@ -21,7 +21,7 @@ import trio
 from core.errors import ConfigError
 from edge import nginx as files
 from edge.nginx import Facts, Nginx, Options
-from edge.nginx_run import FACTS, Away, Runner, ask, saved
+from edge.nginx_run import FACTS, Away, Runner, ask, saved, work_in_batches
 
 _NOBODY: Final = Facts(secret="0" * 32, coordinator="127.0.0.1:9")
 """Facts to try a configuration with while there is no coordinator."""
@@ -121,6 +121,7 @@ def run(**chosen: Any) -> None:
         runner = Runner(
             options, nginx, say=lambda line: print(f"edge: {line}", file=sys.stderr, flush=True), run_command=_run_command(options)
         )
+        work_in_batches()
         trio.run(_run, runner, options.stop_within_s)
     except ConfigError as error:
         _give_up(error)

@@ -509,6 +509,12 @@ async def until_said(process: trio.Process, words: bytes) -> None:
             said += some
 
 
+def policies_below(pid: int) -> set[int]:
+    """How the system schedules a process and all that descends from it."""
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return {os.sched_getscheduler(pid)}.union(*map(policies_below, children))
+
+
 @pytest.mark.slow
 async def test_run_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     server = RawServer(lambda caller: caller.answer(b'{"version":"1"}'))
@@ -521,6 +527,7 @@ async def test_run_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
             async with edge_runs(*words) as process:
                 await until_said(process, b" serves ")
                 assert (await ask_http(listen, "GET", "/api/version")).json() == {"version": "1"}
+                assert policies_below(int((tmp_path / "nginx.pid").read_text())) == {os.SCHED_BATCH}, "workers too"
                 process.send_signal(signal.SIGHUP)
                 await until_said(process, b"reloaded")
                 process.send_signal(signal.SIGTERM)
