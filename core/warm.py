@@ -143,7 +143,9 @@ class Board:
             return None
         works: list[int] = []
         ranks: list[int] = []
-        best, least, first = self._pairs[0][0], _MOST, 0
+        best = self._pairs[0][0]
+        least = _MOST
+        first = busy = best_work = 0
         for overhead_us, prefill_ns, decode_ns, weight, group in self._groups:
             work = overhead_us + (input_tokens * prefill_ns + output_tokens * decode_ns) // 1000 + 1
             if weight is not None:
@@ -153,16 +155,20 @@ class Board:
                 continue
             ranks = [node.rank for node in group]
             rank = min(ranks)
-            score = (rank >> CHOSEN_BITS) * work
+            here = rank >> CHOSEN_BITS
+            score = here * work
             if score <= least:
                 node = group[ranks.index(rank)]
                 if score < least or (rank & _CHOSEN, self._index[node.id]) < (first & _CHOSEN, self._index[best.id]):
                     best, least, first = node, score, rank
+                    busy, best_work = here, work
         own = _NOTHING
         if cached:
             own = self._own_work(input_tokens, output_tokens, cached)
             best, least = self._best_of(own, best, least)
-        key, busy = self._key, best.rank >> CHOSEN_BITS
+            busy = best.rank >> CHOSEN_BITS
+            best_work = least // busy
+        key = self._key
         if (
             least > self._cold_us
             or of_model.get(best.id, 0) >= best.limits.get(key, best.slots) + (key in best.probes)
@@ -171,7 +177,7 @@ class Board:
             return None
         if len(ranks) != len(self._shown):  # else those of the only group are those
             ranks = [node.rank for node in self._shown_nodes]
-        return Glance((best, least, least // busy, busy - 1, 0, 0), self._shown, ranks, works, own)
+        return Glance((best, least, best_work, busy - 1, 0, 0), self._shown, ranks, works, own)
 
     def check(self, nodes: Sequence["Agent"], *, changes: int) -> None:
         """If it holds, it is the one that would be made now.
