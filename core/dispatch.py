@@ -27,7 +27,7 @@ from core.health import Health
 from core.inventory import Loading
 from core.leaks import Leaks
 from core.learning import Speeds
-from core.leases import Expiry, Held, Ledger
+from core.leases import NONE, Expiry, Held, Ledger
 from core.lifecycle import AgentState
 from core.names import display
 from core.obstacles import Obstacles
@@ -73,9 +73,9 @@ class Dispatcher(Part):
     """Places requests on nodes. Its parts are the router's own, shared with it."""
 
     __slots__ = (
-        "_chosen", "_config", "_explained", "_health", "_kinds", "_on", "_planned", "_registry", "_ring", "_ring_at", "_speeds",
-        "_strategy", "affinity", "answered", "grace_until", "leaks", "ledger", "loads", "obstacles", "owed", "queue", "reloads",
-        "reloads_avoided", "requests", "stirred",
+        "_chosen", "_config", "_explained", "_health", "_holders", "_kinds", "_of", "_on", "_planned", "_registry", "_ring",
+        "_ring_at", "_speeds", "_strategy", "affinity", "answered", "grace_until", "leaks", "ledger", "loads", "obstacles", "owed",
+        "queue", "reloads", "reloads_avoided", "requests", "stirred",
     )  # fmt: skip
 
     def __init__(
@@ -101,7 +101,8 @@ class Dispatcher(Part):
         beside another one."""
         self.requests: dict[RequestId, Request] = {}
         self.ledger = Ledger(config.lease_ttl_s)
-        self._on = self.ledger.by_agent()
+        self._on, self._of = self.ledger.by_agent(), self.ledger.by_model()
+        self._holders = registry.known_holders
         self.obstacles = Obstacles(self.ledger, displacement, speeds, makes_room=strategy.makes_room)
         self.affinity = Affinity(registry.get)
         self.leaks = Leaks(self.ledger, self.requests, speeds)
@@ -201,7 +202,7 @@ class Dispatcher(Part):
         agent_id, key, inventory = agent.id, request.ask.key, agent.inventory
         in_flight = len(self._on.get(agent_id, ()))
         agent.works_on(in_flight)
-        if key is not None and not (in_flight and self.ledger.of_model(key).get(agent_id)):
+        if key is not None and not (in_flight and agent_id in self._of.get(key, NONE)):
             inventory.used_at[key] = now
         leaks = self.leaks
         if leaks.flagged or leaks.watched:
@@ -329,12 +330,12 @@ class Dispatcher(Part):
         return (min(ejected, key=lambda entry: entry[:3])[3],)
 
     def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], now: Instant) -> Choice:
-        ledger = self.ledger
         came, key = request.came, request.ask.key
         if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:
             request.cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
-        of_model, news = ledger.of_model(request.key), self._registry.news
-        if key is not None and nodes is self._registry.holders(key):  # a tuple of a decision's own would have a board of its own
+        of_model = NONE if request.key is None else self._of.get(request.key, NONE)
+        news = self._registry.news
+        if key is not None and nodes is self._holders.get(key):  # a tuple of a decision's own would have a board of its own
             choice = self._strategy.at_once(request.ask, nodes, of_model, ahead, request.cached, news.changes)
             if choice is not None:  # it begins at once
                 if request.predicted_ms is None:
@@ -383,7 +384,7 @@ class Dispatcher(Part):
         agent.takes(len(self._on[agent_id]), self._chosen)
         if key is not None and request.ask.needs_slot:
             request.beside = beside
-            if beside >= agent.limits.get(key, agent.slots):
+            if beside >= (agent.limits.get(key, agent.slots) if agent.limits else agent.slots):
                 slots.sent(agent, key, beside, now=now)
         if request.cold:
             request.cold = False

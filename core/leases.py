@@ -18,7 +18,8 @@ from core.units import NEVER, AgentId, Instant, LeaseId, ModelKey, RequestId
 
 K = TypeVar("K", bound=Hashable)
 
-_NONE: Final[Mapping[AgentId, int]] = MappingProxyType({})
+NONE: Final[Mapping[AgentId, int]] = MappingProxyType({})
+"""Nobody has any."""
 
 
 class Wake:
@@ -189,9 +190,13 @@ class Ledger(Part):
         """Live leases per agent; agents without any are absent. The ledger's own: read it, do not keep it."""
         return self._on
 
+    def by_model(self) -> Mapping[ModelKey, Mapping[AgentId, int]]:
+        """`of_model` of all models that have any. The ledger's own: read it, do not keep it."""
+        return self._of
+
     def of_model(self, key: ModelKey | None) -> Mapping[AgentId, int]:
         """Live leases per agent for one model; agents without any are absent. The ledger's own: read it, do not keep it."""
-        return _NONE if key is None else self._of.get(key, _NONE)
+        return NONE if key is None else self._of.get(key, NONE)
 
     def on(self, agent_id: AgentId) -> list[Held]:
         """Live leases on an agent, the oldest first."""

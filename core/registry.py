@@ -57,8 +57,8 @@ class Registry(Part):
     """All nodes."""
 
     __slots__ = (
-        "_agents", "_approved", "_clock", "_config", "_expiry", "_holders", "_in_flight", "_out", "_ready", "_strangers",
-        "_trained", "changes", "news",
+        "_agents", "_approved", "_clock", "_config", "_expiry", "_in_flight", "_out", "_ready", "_strangers",
+        "_trained", "changes", "known_holders", "news",
     )  # fmt: skip
 
     def __init__(self, config: RouterConfig, *, in_flight: Callable[[AgentId], int]) -> None:
@@ -70,7 +70,8 @@ class Registry(Part):
         self._expiry: Expiry[AgentId] = Expiry(config.agent_timeout_s)
         self._clock: tuple[Instant, UnixMs] | None = None
         self._ready: tuple[Agent, ...] | None = None
-        self._holders: dict[ModelKey, tuple[Agent, ...]] = {}
+        self.known_holders: dict[ModelKey, tuple[Agent, ...]] = {}
+        """What `holders` has said and would say again. Read it only."""
         self._out: dict[ModelKey, Mapping[str, str]] = {}
         self._trained: dict[ModelKey, int] = {}
         self.changes, self.news = Changes(), News()
@@ -95,11 +96,11 @@ class Registry(Part):
 
     def holders(self, key: ModelKey) -> tuple[Agent, ...]:
         """Those of `ready()` that hold the model."""
-        holders = self._holders.get(key)
+        holders = self.known_holders.get(key)
         if holders is None:
             holders = self._find_holders(key)
             if holders:  # names that nobody holds come from clients, and would fill the table
-                self._holders[key] = holders
+                self.known_holders[key] = holders
         return holders
 
     def _find_holders(self, key: ModelKey) -> tuple[Agent, ...]:
@@ -112,7 +113,7 @@ class Registry(Part):
             return known
         models = (agent.inventory.installed.get(key) for agent in self._agents.values())
         found = max((model.trained_context for model in models if model is not None), default=0)
-        if key in self._holders:
+        if key in self.known_holders:
             self._trained[key] = found
         return found
 
@@ -123,7 +124,7 @@ class Registry(Part):
         out = self._out.get(key)
         if out is None:
             out = self._find_out(key)
-            if key in self._holders:
+            if key in self.known_holders:
                 self._out[key] = out
         return out
 
@@ -532,7 +533,7 @@ class Registry(Part):
     def _touch(self) -> None:
         self.changes.touch()
         self._ready = None
-        self._holders.clear()
+        self.known_holders.clear()
         self._out.clear()
         self._trained.clear()
 

@@ -345,7 +345,7 @@ class Router(Part):
             return
         if (
             beside > 1
-            and beside > agent.limits.get(key, agent.slots)
+            and beside > (agent.limits.get(key, agent.slots) if agent.limits else agent.slots)
             and slots.answered(agent, key, request.id, beside, self._ledger.on(agent.id), now=now)
         ):
             self._speeds.refresh(agent.id)
