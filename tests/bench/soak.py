@@ -1,7 +1,8 @@
 """`python -m tests.bench.soak [--minutes 30]`: mixed traffic with faults, and whether anything grows or is forgotten.
 
-A coordinator with five nodes, two of them behind agents, and nginx in front where this version has it; clients ask through both edges. All
-the time nodes answer with 503 and 500, cut and reset streams; now and then one is killed and comes back, an agent too, and nginx is
+A coordinator with five nodes, two of them behind agents, and nginx in front where this version has it; clients ask through both edges.
+First, whatever the coordinator keeps a fixed number of is filled (`KEPT_ENTRIES`): a table that is not full yet would look like a leak.
+All the time nodes answer with 503 and 500, cut and reset streams; now and then one is killed and comes back, an agent too, and nginx is
 reloaded. At the end: no growth of memory, descriptors or leases, and every request is in history once. Writes `build/soak/samples.csv` and
 `build/soak/verdict.txt`, which docs/performance.md shows; exits with 1 when the verdict is bad.
 """
@@ -23,6 +24,9 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from core.affinity import HOMES_MAX
+from core.config import RouterConfig
+from servers.coordinator import RECORDS_KEPT
 from tests.bench import page
 from tests.bench.children import Child, end_in_order, free_port, more_files, running
 from tests.bench.sides import Coordinator, Edge, agent, coordinator, edge, has_edge
@@ -34,6 +38,9 @@ CLIENTS = 32
 SAMPLES_MAX = 600
 FAULT_EVERY_S = (8.0, 20.0)
 AWAY_S = 3.0
+KEPT_ENTRIES = max(RECORDS_KEPT, RouterConfig().explain_ring, HOMES_MAX)
+"""What the coordinator holds of its newest requests: records, explanations, beginnings of prompts."""
+FILL_REQUESTS = KEPT_ENTRIES + KEPT_ENTRIES // 5
 KEPT = ROOT / "build" / "soak"
 DRAIN_S = 60.0
 
@@ -121,10 +128,11 @@ async def _samples(world: World, samples: list[Sample], *, every_s: float, began
 
 
 async def _run(world: World, clients: Clients, samples: list[Sample], *, seconds: float, seed: int, console: Console) -> None:
-    began = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("soak", total=seconds, said="")
+        bar = progress.add_task("soak", total=seconds, said=f"{FILL_REQUESTS:,} requests first")
+        await clients.fill(FILL_REQUESTS, CLIENTS)
+        began = time.monotonic()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(clients.run, CLIENTS)
             async with trio.open_nursery() as beside:
@@ -181,7 +189,7 @@ def judge(
     if account.without_id or account.twice:
         problems.append(f"{account.without_id} answers had no id, {account.twice} had one that was there already")
     told = [
-        f"{seconds / 60:g} minutes of {CLIENTS} clients; faults: {faults}",
+        f"{seconds / 60:g} minutes of {CLIENTS} clients, after {FILL_REQUESTS:,} requests that filled the tables; faults: {faults}",
         *(f"{name}: {value}" for name, value in shown(account).items()),
         f"in history: {len(known)} (every id that a client saw: {'yes' if account.ids <= known else 'no'})",
         f"leases at the end: {leases:.0f}",

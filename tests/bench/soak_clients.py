@@ -21,6 +21,8 @@ ANSWER_LIMIT_S: Final = 120.0
 LARGE_BYTES: Final = 300_000
 PAUSE_S: Final = 0.25
 """Between two requests of one client, on average."""
+FILL_BYTES: Final = 6000
+"""Of a prompt of `fill`: the router remembers its first 1, 2 and 4 KiB."""
 KINDS: Final = {"chat": 30, "stream": 30, "openai": 12, "embed": 8, "leave": 8, "leave at once": 2, "slow": 4, "large": 2, "long": 4}
 
 
@@ -48,6 +50,8 @@ def _request(kind: str, dice: random.Random) -> bytes:
     if kind == "slow":
         tokens, rate = 60, 400
     prompt = f"tokens={tokens} rate={rate} conversation {dice.randrange(200)}"
+    if kind == "fill":
+        prompt = f"tokens=1 rate=1000 {dice.randbytes(FILL_BYTES // 2).hex()}"
     if kind == "large":
         prompt += " word" * (LARGE_BYTES // 5)
     body: dict[str, Any]
@@ -57,7 +61,7 @@ def _request(kind: str, dice: random.Random) -> bytes:
     elif kind == "openai":
         path, body = "/v1/chat/completions", {"model": MODEL, "messages": messages, "stream": True}
     else:
-        path, body = "/api/chat", {"model": MODEL, "messages": messages, "stream": kind != "chat"}
+        path, body = "/api/chat", {"model": MODEL, "messages": messages, "stream": kind not in ("chat", "fill")}
     return request_bytes("POST", path, encode(body))
 
 
@@ -83,15 +87,30 @@ class Clients:
             for number in range(count):
                 nursery.start_soon(self._client, random.Random(self._seed * 1000 + number))
 
+    async def fill(self, requests: int, count: int) -> None:
+        """So many small requests by so many clients without a pause, each with a prompt of its own."""
+        numbers = iter(range(requests))
+
+        async def client(dice: random.Random) -> None:
+            for _ in numbers:
+                await self._asked("fill", dice)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                nursery.start_soon(client, random.Random(-self._seed * 1000 - number - 1))
+
     async def _client(self, dice: random.Random) -> None:
         kinds, weights = list(KINDS), list(KINDS.values())
         while not self.stopping:
             (kind,) = dice.choices(kinds, weights)
-            try:
-                await self._one(kind, dice)
-            except OSError:
-                self.account.statuses["no connection"] += 1
+            await self._asked(kind, dice)
             await trio.sleep(dice.expovariate(1 / PAUSE_S))
+
+    async def _asked(self, kind: str, dice: random.Random) -> None:
+        try:
+            await self._one(kind, dice)
+        except OSError:
+            self.account.statuses["no connection"] += 1
 
     async def _one(self, kind: str, dice: random.Random) -> None:
         stream = await trio.open_tcp_stream("127.0.0.1", dice.choice(self._ports))

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 JUDGED_FROM_S = 1000.0
-"""In a shorter run the tables of what was last seen still fill up: growth is shown, and not judged."""
+"""In a shorter run the most that was ever in flight still rises, and with it what the allocators keep: growth is shown, not judged."""
 MEMORY_SHARE_MAX, MEMORY_BYTES_MAX = 0.05, 8_000_000
 DESCRIPTORS_MAX = 16
 """What in flight differs by from sample to sample."""
