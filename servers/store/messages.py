@@ -5,7 +5,7 @@ confirmed by its number; an item may come twice, which changes nothing; of a bat
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -35,11 +35,18 @@ class Config(msgspec.Struct, kw_only=True):
 
 
 class Batch(msgspec.Struct, array_like=True, tag=0):
-    """Records and small things to keep; `None`: forget the thing."""
+    """Records and small things to keep; `None`: forget the thing. Made by `Packed`."""
 
     number: int
-    drafts: Sequence[Draft]
-    things: list[tuple[str, str, bytes | None]] = []
+    count: int
+    """Of drafts."""
+    packed: msgspec.Raw
+    things: list[tuple[str, str, bytes | None]]
+
+    @property
+    def drafts(self) -> list[Draft]:
+        """Made anew each time that it is asked for: only who writes them now needs room for them."""
+        return _drafts_of(self.packed)
 
 
 class Delete(msgspec.Struct, array_like=True, tag=1):
@@ -105,12 +112,13 @@ class Imported(msgspec.Struct, tag=True):
 Word: TypeAlias = Ready | Done | Failed | Works | Said | Deleted | Imported
 
 _encoder: Final = msgspec.msgpack.Encoder()
+_drafts_of: Final = msgspec.msgpack.Decoder(list[Draft]).decode
 item_of: Final = msgspec.msgpack.Decoder(Item).decode
 config_of: Final = msgspec.msgpack.Decoder(Config).decode
 word_of: Final = msgspec.msgpack.Decoder(Word).decode
 
 
-def framed(message: Config | Item | Word) -> bytearray:
+def framed(message: Config | Delete | Sync | Word) -> bytearray:
     """A message as a frame. Raises UnicodeEncodeError or OverflowError where a text or a number in it cannot be encoded."""
     frame = bytearray(LENGTH_BYTES)
     _encoder.encode_into(message, frame, LENGTH_BYTES)
@@ -122,8 +130,8 @@ def _put_length(frame: bytearray) -> None:
     frame[:LENGTH_BYTES] = (len(frame) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
 
 
-_PACKED_HEAD: Final = struct.Struct(">IBBBQBI")
-"""What comes before the drafts of a batch's frame: its length, a list of four, the tag, the number, a list of so many drafts."""
+_PACKED_HEAD: Final = struct.Struct(">IBBBQBIBI")
+"""What comes before the drafts of a batch's frame: its length, a list of five, the tag, the number, how many, a list of so many."""
 _END: Final = -1
 
 
@@ -157,11 +165,11 @@ class Packed:
         self.number = number
         frame = self.frame
         _encoder.encode_into(things, frame, _END)
-        _PACKED_HEAD.pack_into(frame, 0, len(frame) - LENGTH_BYTES, 0x94, 0, 0xCF, number, 0xDD, self.drafts)
+        _PACKED_HEAD.pack_into(frame, 0, len(frame) - LENGTH_BYTES, 0x95, 0, 0xCF, number, 0xCE, self.drafts, 0xDD, self.drafts)
 
     def batch(self) -> Batch:
         """What the process that writes makes of it."""
-        found = item_of(self.frame[LENGTH_BYTES:])
+        found = item_of(bytes(memoryview(self.frame)[LENGTH_BYTES:]))
         assert isinstance(found, Batch)
         return found
 
@@ -181,6 +189,8 @@ class Frames:
             end = at + LENGTH_BYTES + int.from_bytes(buffer[at : at + LENGTH_BYTES], "big")
             if len(buffer) < end:
                 break
-            yield bytes(buffer[at + LENGTH_BYTES : end])
+            with memoryview(buffer) as view:
+                frame = bytes(view[at + LENGTH_BYTES : end])
+            yield frame
             at = end
         del buffer[:at]

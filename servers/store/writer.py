@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.history import HistoryRecord
 from servers.store.engine import errors_of, first_line
-from servers.store.messages import Batch, Delete, Done, Failed, Item, Said, Sync, Word, Works
+from servers.store.messages import Delete, Done, Failed, Said, Sync, Word, Works
 from servers.store.retention import delete_some
 from servers.store.statements import Statements
 
@@ -34,7 +34,25 @@ class Draft(Protocol):
     """A record that is still to be finished."""
 
     def finished(self) -> HistoryRecord:
-        """The record. Called once, in the writer's thread."""
+        """The record. Called in the writer's thread."""
+
+
+class Batch(Protocol):
+    """Records and small things that are written together; `servers.store.messages.Batch`."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def count(self) -> int:
+        """Of drafts."""
+
+    @property
+    def drafts(self) -> Sequence[Draft]:
+        """Asked for once in each try: they may be made then."""
+
+    @property
+    def things(self) -> Sequence[tuple[str, str, bytes | None]]: ...
 
 
 class Chore(Protocol):
@@ -57,8 +75,8 @@ class Writer:
         self._statements = Statements(engine.dialect.name, coordinator_id)
         self._tell = tell
         self._clock = clock
-        self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-        self._next: Item | None = None
+        self._items: queue.SimpleQueue[Batch | Delete | Sync | None] = queue.SimpleQueue()
+        self._next: Batch | Delete | Sync | None = None
         """Taken from `_items` already."""
         self._stopping = threading.Event()
         self._chores: list[tuple[float, int, Chore]] = []
@@ -76,7 +94,7 @@ class Writer:
         """Before `start`: have `chore` called between items, from now on."""
         self._chores.append((self._clock(), len(self._chores), chore))
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Batch | Delete | Sync) -> None:
         """Have this done."""
         self._items.put(item)
 
@@ -102,38 +120,36 @@ class Writer:
                     continue
                 if item is None:
                     return
-            if isinstance(item, Batch):
-                self._keep(self._with_those_behind(item))
-            else:
+            if isinstance(item, Delete | Sync):
                 self._answer(item)
+            else:
+                self._keep(self._with_those_behind(item))
             if not self._stopping.is_set() and not self._failing:
                 self._do_chores()
 
     def _with_those_behind(self, batch: Batch) -> list[Batch]:
-        batches, count = [batch], len(batch.drafts)
+        batches, count = [batch], batch.count
         while count < TOGETHER_MAX:
             try:
                 item = self._items.get_nowait()
             except queue.Empty:
                 break
-            if not isinstance(item, Batch):
+            if item is None or isinstance(item, Delete | Sync):
                 if item is None:  # the end, once these are written
                     self._items.put(None)
                 self._next = item
                 break
             batches.append(item)
-            count += len(item.drafts)
+            count += item.count
         return batches
 
     def _keep(self, batches: list[Batch]) -> None:
-        """One transaction; tried until it works or the writer is to stop."""
-        made = [self._finished(batch.drafts) for batch in batches]
-        records = [record for of_batch in made for record in of_batch]
+        """One transaction; tried until it works or the writer is to stop. One batch's records at a time: they fit into the cache."""
         things = {(kind, name): data for batch in batches for kind, name, data in batch.things}
         while not (self._failing and self._stopping.is_set()):
             try:
                 with Transaction(self._engine) as connection:
-                    self._statements.insert(connection, records)
+                    kept = [self._insert(connection, batch.drafts) for batch in batches]
                     self._statements.put_things(connection, things, now_ms=time.time_ns() // 1_000_000)
             except self._errors as error:
                 self._failed(error)
@@ -147,21 +163,23 @@ class Writer:
                 break
             else:
                 self._works()
-                for batch, of_batch in zip(batches, made, strict=True):
-                    self._tell(Done(batch.number, len(of_batch), len(batch.drafts) - len(of_batch)))
+                for batch, count in zip(batches, kept, strict=True):
+                    self._tell(Done(batch.number, count, batch.count - count))
                 return
             self._stopping.wait(RETRY_S)
         for batch in batches:
-            self._tell(Done(batch.number, 0, len(batch.drafts)))
+            self._tell(Done(batch.number, 0, batch.count))
 
-    def _finished(self, drafts: Sequence[Draft]) -> list[HistoryRecord]:
+    def _insert(self, connection: Connection, drafts: Sequence[Draft]) -> int:
+        """Returns how many records they made."""
         records = []
         for draft in drafts:
             try:
                 records.append(draft.finished())
             except Exception:  # one record that cannot be made must not keep the others from the disk
                 self._tell(Said("error", "a record of history could not be made", {"exception": traceback.format_exc()}))
-        return records
+        self._statements.insert(connection, records)
+        return len(records)
 
     def _answer(self, asked: Delete | Sync) -> None:
         answer = 0

@@ -191,11 +191,15 @@ def test_a_process_whose_coordinator_is_killed_writes_what_it_was_sent_and_ends(
         code = (
             "import sys, os, signal\n"
             "from servers.store.feed import Child\n"
-            "from servers.store.messages import Batch, config_of, framed\n"
+            "from servers.store.messages import Packed, config_of\n"
             "from tests.servers.drafts import draft\n"
             "child = Child(config_of(sys.stdin.buffer.read()))\n"
             "child.socket.setblocking(True)\n"
-            "child.socket.sendall(b''.join(framed(Batch(n, [draft(n)])) for n in range(100)))\n"
+            "for number in range(100):\n"
+            "    packed = Packed()\n"
+            "    packed.add(draft(number), 0)\n"
+            "    packed.close(number, [])\n"
+            "    child.socket.sendall(packed.frame)\n"
             "print(child.process.pid, flush=True)\n"
             "os.kill(os.getpid(), signal.SIGKILL)\n"
         )

@@ -3,6 +3,7 @@
 import pytest
 
 from core.events import Usage
+from servers.drafts import Draft
 from servers.store import messages
 from servers.store import outbox as module
 from servers.store.filters import Filters
@@ -91,26 +92,31 @@ def test_what_nobody_confirmed_comes_again_first_and_in_order() -> None:
     assert (box.written.records, box.written.records_dropped, box.is_empty) == (1, 4, True)
 
 
-def test_a_packed_batch_is_a_frame_as_any_other_and_no_draft_spoils_it() -> None:
-    packed = Packed()
+def test_no_draft_spoils_a_batch() -> None:
     made = [draft(0), draft(1, model="half a \ud800", usage=Usage(prompt_tokens=2**70)), draft(2)]
-    for one in made:
-        packed.add(one, 3)
-    packed.close(7, [("key", "1", b"x")])
-    tidied = Batch(7, [made[0], made[1].tidied(), made[2]], [("key", "1", b"x")])
-    assert packed.batch() == tidied
-    assert list(map(messages.item_of, Frames().take(packed.frame + packed.frame))) == [tidied, tidied]
-    assert (packed.number, packed.drafts, packed.size_bytes) == (7, 3, 9)
+    batch = packed(7, made, [("key", "1", b"x")]).batch()
+    assert (batch.number, batch.count, batch.things) == (7, 3, [("key", "1", b"x")])
+    assert batch.drafts == [made[0], made[1].tidied(), made[2]] == batch.drafts
+
+
+def packed(number: int, drafts: list[Draft], things: list[tuple[str, str, bytes | None]]) -> Packed:
+    found = Packed()
+    for one in drafts:
+        found.add(one, 3)
+    found.close(number, things)
+    assert (found.number, found.drafts, found.size_bytes) == (number, len(drafts), 3 * len(drafts))
+    return found
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10**6])
 def test_frames_come_out_as_they_went_in(size: int) -> None:
     config = Config(url="sqlite://", coordinator_id="c", retention_days=7, max_bytes=5, bodies="full", body_max_bytes=1)
-    items: list[Item] = [Batch(1, [draft(), draft(1)], [("key", "n", b"x"), ("key", "m", None)]), Delete(2, Filters(q="é")), Sync(3)]
-    data = b"".join(map(messages.framed, [config, *items]))
+    batch = packed(1, [draft(), draft(1)], [("key", "n", b"x"), ("key", "m", None)])
+    asked = [Delete(2, Filters(q="é")), Sync(3)]
+    data = b"".join([messages.framed(config), batch.frame, *map(messages.framed, asked)])
     frames = Frames()
     first, *rest = [frame for at in range(0, len(data), size) for frame in frames.take(data[at : at + size])]
     assert messages.config_of(first) == config
-    assert [messages.item_of(frame) for frame in rest] == items
+    assert [messages.item_of(frame) for frame in rest] == [batch.batch(), *asked]
     words: list[messages.Word] = [Done(1, 2, 3, 4, "why"), messages.Ready(), messages.Said("info", "x", {"a": 1})]
     assert [messages.word_of(bytes(messages.framed(word)[messages.LENGTH_BYTES :])) for word in words] == words

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import Connection, Engine, func, select, text
@@ -14,7 +14,7 @@ from servers.store import retention
 from servers.store import writer as module
 from servers.store.engine import database_url, open_engine
 from servers.store.filters import Filters
-from servers.store.messages import Batch, Delete, Done, Failed, Said, Sync, Word, Works
+from servers.store.messages import Delete, Done, Failed, Said, Sync, Word, Works
 from servers.store.statements import Statements
 from servers.store.tables import bodies, requests, things
 from servers.store.writer import Writer
@@ -22,6 +22,15 @@ from tests.servers.store.databases import NOW, Databases, Ready, record
 
 LIMIT_S = 20.0
 _numbers = count(1)
+
+
+class Loose(NamedTuple):
+    """A batch that was never packed."""
+
+    number: int
+    count: int
+    drafts: tuple[Any, ...]
+    things: tuple[tuple[str, str, bytes | None], ...]
 
 
 class Hearing:
@@ -34,7 +43,7 @@ class Hearing:
 
     def put(self, *drafts: Any, things: tuple[tuple[str, str, bytes | None], ...] = ()) -> int:
         number = next(_numbers)
-        self.writer.put(Batch(number, drafts, list(things)))
+        self.writer.put(Loose(number, len(drafts), drafts, things))
         return number
 
     def ask(self, asked: type[Sync] | type[Delete], *more: Any) -> Done:
