@@ -141,3 +141,15 @@ class _Open(_Slotted):
 def test_slots_are_found_whatever_the_bases_say_of_theirs() -> None:
     assert names_of(_Slotted) == ("first", "second")
     assert names_of(_Open) == ()
+
+
+class _Plain:
+    """An object with a dict, which a router has no need of."""
+
+    def __init__(self) -> None:
+        self.number, self.table = 1, {"a": 2}
+
+
+def test_an_object_with_a_dict_is_held_by_what_is_in_it() -> None:
+    snapshot = Snapshot(_Plain())  # type: ignore[arg-type]
+    assert snapshot.nodes == [(_Plain, {"number": 1, "table": Ref(1)}), (dict, {"a": 2})]
