@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from core.agents import Agent
     from core.learning import Rates
 
+FEW: Final = 5
+"""Nodes of one kind: fewer than so many are compared one by one, which is quicker then."""
 SHOWN_MAX: Final = 16
 """Nodes of a board that a choice remembers, to explain it; of more than so many the first half of that, and the chosen one."""
 KINDS_SPARE: Final = 4
@@ -74,7 +76,7 @@ class Board:
 
     __slots__ = (
         "_changes", "_cold", "_cold_us", "_groups", "_index", "_key", "_kinds", "_kinds_max", "_log", "_nodes", "_options", "_pairs",
-        "_read", "_shown", "_shown_nodes", "_speeds",
+        "_read", "_shown", "_shown_nodes", "_speeds", "_whole",
     )  # fmt: skip
 
     def __init__(self, key: ModelKey, options: str, nodes: Sequence["Agent"], *, changes: int, speeds: Speeds) -> None:
@@ -83,6 +85,8 @@ class Board:
         """The nodes that have it in memory with these options, in order, and the number of their kind. Empty: the board is of no use."""
         self._kinds: dict[_Kind, int] = {}
         self._index: dict[AgentId, int] = {}
+        self._whole = -1
+        """How many nodes there are, if all of them are shown; else -1."""
         self._groups: list[_Group] = []
         """Of each kind, those that have it in memory, in order."""
         self._cold: dict[AgentId, Agent] = {}
@@ -121,6 +125,7 @@ class Board:
         warm = [(node, kind, 0) for node, kind in self._pairs[:most]]
         cold = [(node, self._kind_of(node), self._rates_of(node).load_us) for node in list(self._cold.values())[: most - len(warm)]]
         self._shown = (*warm, *cold)
+        self._whole = len(self._nodes) if len(self._shown) == len(self._nodes) else -1
         self._shown_nodes = tuple(node for node, _, _ in self._shown)
 
     def holds(self, nodes: Sequence["Agent"], changes: int) -> bool:
@@ -153,15 +158,21 @@ class Board:
             works.append(work)
             if not group:
                 continue
-            ranks = [node.rank for node in group]
-            rank = min(ranks)
+            if len(group) < FEW:
+                node = group[0]
+                rank = node.rank
+                for other in group:
+                    if other.rank < rank:
+                        node, rank = other, other.rank
+            else:
+                ranks = [node.rank for node in group]
+                rank = min(ranks)
+                node = group[ranks.index(rank)]
             here = rank >> CHOSEN_BITS
             score = here * work
-            if score <= least:
-                node = group[ranks.index(rank)]
-                if score < least or (rank & _CHOSEN, self._index[node.id]) < (first & _CHOSEN, self._index[best.id]):
-                    best, least, first = node, score, rank
-                    busy, best_work = here, work
+            if score < least or (score == least and (rank & _CHOSEN, self._index[node.id]) < (first & _CHOSEN, self._index[best.id])):
+                best, least, first = node, score, rank
+                busy, best_work = here, work
         own = _NOTHING
         if cached:
             own = self._own_work(input_tokens, output_tokens, cached)
@@ -171,11 +182,11 @@ class Board:
         key = self._key
         if (
             least > self._cold_us
-            or of_model.get(best.id, 0) >= best.limits.get(key, best.slots) + (key in best.probes)
+            or of_model.get(best.id, 0) >= (best.limits.get(key, best.slots) if best.limits else best.slots) + (key in best.probes)
             or (best.max_concurrent is not None and best.in_flight >= best.max_concurrent)
         ):
             return None
-        if len(ranks) != len(self._shown):  # else those of the only group are those
+        if len(ranks) != self._whole:  # else one group is all nodes
             ranks = [node.rank for node in self._shown_nodes]
         return Glance((best, least, best_work, busy - 1, 0, 0), self._shown, ranks, works, own)
 

@@ -253,6 +253,17 @@ def test_of_many_nodes_some_are_shown_and_the_chosen_one() -> None:
     assert [row[0].name for row in choice.warm.rows()] == [f"n{SHOWN_MAX + 3}", *(f"n{number}" for number in range(SHOWN_MAX // 2))]
 
 
+def test_a_kind_of_as_many_as_are_shown_is_not_taken_for_those() -> None:
+    made = fleet(SHOWN_MAX - SHOWN_MAX // 2 + 4, leases=3)
+    for number in range(SHOWN_MAX // 2):
+        made.add(f"quick{number}", weight=2.0)
+    choice = made.at_once(ask())
+    assert name_of(choice) == "quick0"
+    assert choice is not None
+    assert choice.warm is not None
+    assert [row[3] for row in choice.warm.rows()] == [0, *[3] * (SHOWN_MAX // 2)]
+
+
 def test_one_that_has_met_too_many_speeds_is_made_anew() -> None:
     made = fleet(1)
     assert made.at_once(ask()) is not None
