@@ -40,7 +40,7 @@ class Batch(msgspec.Struct, array_like=True, tag=0):
     number: int
     count: int
     """Of drafts."""
-    packed: msgspec.Raw
+    packed: memoryview
     things: list[tuple[str, str, bytes | None]]
 
     @property
@@ -130,8 +130,11 @@ def _put_length(frame: bytearray) -> None:
     frame[:LENGTH_BYTES] = (len(frame) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
 
 
-_PACKED_HEAD: Final = struct.Struct(">IBBBQBIBI")
-"""What comes before the drafts of a batch's frame: its length, a list of five, the tag, the number, how many, a list of so many."""
+_PACKED_HEAD: Final = struct.Struct(">IBBBQBIBIBI")
+"""What comes before the drafts of a batch's frame: its length, a list of five, the tag, the number, how many, so many bytes (else who reads
+the rest would have to read the drafts too), a list of so many."""
+_LIST_BYTES: Final = 5
+"""Of those, what belongs to the bytes."""
 _END: Final = -1
 
 
@@ -163,9 +166,11 @@ class Packed:
     def close(self, number: int, things: list[tuple[str, str, bytes | None]]) -> None:
         """It is to be sent, as it is."""
         self.number = number
-        frame = self.frame
+        frame, count = self.frame, self.drafts
+        packed_bytes = len(frame) - _PACKED_HEAD.size + _LIST_BYTES
         _encoder.encode_into(things, frame, _END)
-        _PACKED_HEAD.pack_into(frame, 0, len(frame) - LENGTH_BYTES, 0x95, 0, 0xCF, number, 0xCE, self.drafts, 0xDD, self.drafts)
+        length = len(frame) - LENGTH_BYTES
+        _PACKED_HEAD.pack_into(frame, 0, length, 0x95, 0, 0xCF, number, 0xCE, count, 0xC6, packed_bytes, 0xDD, count)
 
     def batch(self) -> Batch:
         """What the process that writes makes of it."""

@@ -84,7 +84,7 @@ class Statements:
             request_body, response_body = record.request_body, record.response_body
             if request_body is not None or response_body is not None:
                 kept_bytes += len(request_body or b"") + len(response_body or b"")
-                bodies += (record.number, request_body, response_body)
+                bodies += (record.number, request_body and bytearray(request_body), response_body and bytearray(response_body))
             rows += self._row(connection, record, kept_bytes)
             self.inserted_bytes += kept_bytes
         self.inserted_bytes += len(records) * RECORD_BYTES
@@ -137,7 +137,7 @@ class Statements:
             prompt_tokens if prompt_tokens < COUNT_MAX else COUNT_MAX,
             output_tokens if output_tokens < COUNT_MAX else COUNT_MAX,
             record.load_ms,
-            record.attempts,
+            bytearray(record.attempts),
             _EDGE[record.edge],
             min(record.chunks, COUNT_MAX),
             record.body_bytes,
