@@ -107,7 +107,7 @@ class Child:
 
     def pids(self) -> list[int]:
         """Of the program and all that descends from it."""
-        return [self.pid, *_descendants(self.pid)] if self.lives() else []
+        return [self.pid, *descendants(self.pid)] if self.lives() else []
 
     def cpu_s(self) -> float:
         """Processor time that it and its workers took so far."""
@@ -115,7 +115,7 @@ class Child:
 
     def cpu_parts_s(self) -> tuple[float, float]:
         """`cpu_s`, its own and that in the kernel."""
-        parts = [_cpu_s(pid) for pid in self.pids()]
+        parts = [cpu_s(pid) for pid in self.pids()]
         return sum(own for own, _ in parts), sum(kernel for _, kernel in parts)
 
     def memory_bytes(self) -> int:
@@ -130,13 +130,14 @@ class Child:
         return self.log.read_text(encoding="utf-8", errors="replace")[-last:] if self.log.exists() else ""
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Processes that it started, and theirs."""
     try:
         tasks = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]  # whichever thread started them
         children = [int(word) for text in tasks for word in text.split()]
     except OSError:
         return []
-    return [found for child in children for found in (child, *_descendants(child))]
+    return [found for child in children for found in (child, *descendants(child))]
 
 
 def _field(path: str, number: int) -> int:
@@ -146,7 +147,8 @@ def _field(path: str, number: int) -> int:
         return 0
 
 
-def _cpu_s(pid: int) -> tuple[float, float]:
+def cpu_s(pid: int) -> tuple[float, float]:
+    """Processor time that one process took so far, its own and that in the kernel."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
