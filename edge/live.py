@@ -444,13 +444,13 @@ class Live(msgspec.Struct, eq=False):
             request_id=request_id.encode(),
             node=lease.agent_name,
         )
-        if self.capture is not None:
-            self.capture.take(body)
         try:
             conn.send_now(made + body)
         except ClientGone:
             return self._left()
         finally:
+            if self.capture is not None:
+                self.capture.take(body)
             self.upstream = None
             self.means.pool.give_back(upstream)
         return Settled(request_id=request_id, ending=_SUCCESS, status=200, usage=usage, body_bytes=size, chunks=upstream.chunks_seen)

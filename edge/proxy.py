@@ -149,6 +149,7 @@ class Proxy:
                 explainer = None
             one = self._begin(conn, head, route, body, facts, request_id, client, model, others)
             one.explainer = explainer
+            self.capture(one)
             await self.finish(one)
         finally:
             body.close()
@@ -167,21 +168,25 @@ class Proxy:
     ) -> Live:
         """Tell the router that a request came. `model`: which is asked for; `others`: those that will do as well.
 
-        What is returned must be finished.
+        What is returned must be finished, and `capture` be called before it is.
         """
         decider, stream = self._decider, facts.stream
         one = Live(self._means, conn, head, route, body, stream, decider.open_desk(request_id), request_id, body, head)
         if model is not facts.model:
             one.model = model
-        if self._recorder is not None:
-            one.capture = self._recorder.open(request_id, conn, head, route, stream=stream)
         self._live[request_id] = one
         try:
             decider.apply(facts.came(request_id, route, client, model, others))
         except BaseException:
+            self.capture(one)
             self._settle(one, None)
             raise
         return one
+
+    def capture(self, one: Live) -> None:
+        """Have history take what passes, if it wants that. Once or again; not before the request is on its way, which is waited for."""
+        if one.capture is None and self._recorder is not None:
+            one.capture = self._recorder.open(one.request_id, one.conn, one.head, one.route, stream=one.stream)
 
     async def go_on(self, conn: ClientConnection, head: RequestHead, begun: Begun) -> None:
         """Answer a request that the router was told of elsewhere. Raises as `serve`."""
@@ -195,8 +200,7 @@ class Proxy:
             raise
         try:
             one = Live(self._means, conn, head, begun.route, body, begun.stream, desk, desk.request_id, body, head)
-            if self._recorder is not None:
-                one.capture = self._recorder.open(desk.request_id, conn, head, begun.route, stream=begun.stream)
+            self.capture(one)
             self._live[desk.request_id] = one
             try:
                 begun.resume(one)
@@ -238,12 +242,14 @@ class Proxy:
     async def carry_on(self, one: Live) -> None:
         """Finish what `begin_now` began."""
         try:
+            self.capture(one)
             await self.finish(one)
         finally:
             one.body.close()
 
     def settle_now(self, one: Live, settled: Settled | None) -> None:
         """What `begin_now` began is over. None: it was given up."""
+        self.capture(one)
         body, capture = one.body, one.capture
         try:
             if capture is not None and settled is not None and body.data is not None:

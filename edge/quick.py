@@ -44,6 +44,8 @@ class Begins(Interface):
         self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts, client: str | None, /
     ) -> Live | Denied: ...
 
+    def capture(self, one: Live, /) -> None: ...
+
     async def carry_on(self, one: Live, /) -> None: ...
 
     def settle_now(self, one: Live, settled: Settled | None, /) -> None: ...
@@ -152,7 +154,9 @@ class QuickLane:
         if one is None or one.upstream is None or one.upstream.eager is None:
             return  # it was handed over already
         try:
-            if not one.send_now():
+            if one.send_now():
+                self._quick.proxy.capture(one)
+            else:
                 self._hand_over()
         except Exception as error:
             self._fail(error, one.head)
