@@ -89,8 +89,11 @@ def measure(place: Path, *, seconds: int, rounds: int) -> Cost:
         off_side, on_side = on.sides[EMBEDDED], on.sides[EMBEDDED_ON]
         off, on_ = _Asker(off_side.ports[SMALL]), _Asker(on_side.ports[SMALL])
         with off.line, on_.line:
-            turns = range(round(rounds * seconds / TURN_S))
-            steady = [(off.at_rate(TURN_S), on_.at_rate(TURN_S)) for _ in turns]
+            steady = []
+            for turn in range(round(rounds * seconds / TURN_S)):
+                pair = (off, on_) if turn % 2 else (on_, off)  # who has the second turn finds other caches than who has the first
+                took = {asker: asker.at_rate(TURN_S) for asker in pair}
+                steady.append((took[off], took[on_]))
         assert on_side.behind is not None
         counts = on_side.behind.metrics()
     return Cost(
