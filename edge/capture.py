@@ -80,5 +80,10 @@ class Capture(msgspec.Struct, array_like=True, gc=False):
 class Recorder(Protocol):
     """Who wants captures."""
 
-    def open(self, request_id: RequestId, conn: "ClientConnection", head: "RequestHead", route: Route, *, stream: bool) -> Capture | None:
-        """A capture for a request that was just read; None: it is not recorded."""
+    def number(self) -> int:
+        """The place in history of a request that has just come."""
+
+    def open(
+        self, request_id: RequestId, conn: "ClientConnection", head: "RequestHead", route: Route, *, stream: bool, number: int
+    ) -> Capture | None:
+        """A capture for a request, before it is settled; None: it is not recorded. `number`: its place."""

@@ -103,8 +103,10 @@ class Live(msgspec.Struct, eq=False):
     """The last node's own error answer, and that node's name."""
     explainer: Explainer | None = None
     """Set when the client asked why, and may know."""
+    number: int = 0
+    """Its place in history, where that wants it."""
     capture: Capture | None = None
-    """Takes what history wants; None: it wants nothing."""
+    """Takes what history wants; None: it wants nothing, or nothing yet."""
     agent_id: AgentId | None = None
     upstream: UpstreamConnection | None = None
     progress: int = 0
@@ -449,8 +451,6 @@ class Live(msgspec.Struct, eq=False):
         except ClientGone:
             return self._left()
         finally:
-            if self.capture is not None:
-                self.capture.take(body)
             self.upstream = None
             self.means.pool.give_back(upstream)
         return Settled(request_id=request_id, ending=_SUCCESS, status=200, usage=usage, body_bytes=size, chunks=upstream.chunks_seen)

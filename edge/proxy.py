@@ -174,6 +174,8 @@ class Proxy:
         one = Live(self._means, conn, head, route, body, stream, decider.open_desk(request_id), request_id, body, head)
         if model is not facts.model:
             one.model = model
+        if self._recorder is not None:
+            one.number = self._recorder.number()
         self._live[request_id] = one
         try:
             decider.apply(facts.came(request_id, route, client, model, others))
@@ -184,9 +186,9 @@ class Proxy:
         return one
 
     def capture(self, one: Live) -> None:
-        """Have history take what passes, if it wants that. Once or again; not before the request is on its way, which is waited for."""
-        if one.capture is None and self._recorder is not None:
-            one.capture = self._recorder.open(one.request_id, one.conn, one.head, one.route, stream=one.stream)
+        """Have history take what passes, if it wants that; at the latest before the request is settled."""
+        if self._recorder is not None:
+            one.capture = self._recorder.open(one.request_id, one.conn, one.head, one.route, stream=one.stream, number=one.number)
 
     async def go_on(self, conn: ClientConnection, head: RequestHead, begun: Begun) -> None:
         """Answer a request that the router was told of elsewhere. Raises as `serve`."""
@@ -200,6 +202,8 @@ class Proxy:
             raise
         try:
             one = Live(self._means, conn, head, begun.route, body, begun.stream, desk, desk.request_id, body, head)
+            if self._recorder is not None:
+                one.number = self._recorder.number()
             self.capture(one)
             self._live[desk.request_id] = one
             try:
@@ -247,13 +251,17 @@ class Proxy:
         finally:
             one.body.close()
 
-    def settle_now(self, one: Live, settled: Settled | None) -> None:
-        """What `begin_now` began is over. None: it was given up."""
+    def settle_now(self, one: Live, settled: Settled | None, answer: bytes = b"") -> None:
+        """What `begin_now` began is over. None: it was given up. `answer`: the body of its whole answer.
+
+        Only now history takes it all, so that nobody waits for that.
+        """
         self.capture(one)
         body, capture = one.body, one.capture
         try:
             if capture is not None and settled is not None and body.data is not None:
                 capture.hold_request(body.data)
+                capture.take(answer)
             self._settle(one, settled)
         finally:
             body.close()

@@ -44,11 +44,9 @@ class Begins(Interface):
         self, conn: ClientConnection, head: RequestHead, route: Route, data: bytes, facts: BodyFacts, client: str | None, /
     ) -> Live | Denied: ...
 
-    def capture(self, one: Live, /) -> None: ...
-
     async def carry_on(self, one: Live, /) -> None: ...
 
-    def settle_now(self, one: Live, settled: Settled | None, /) -> None: ...
+    def settle_now(self, one: Live, settled: Settled | None, answer: bytes = b"", /) -> None: ...
 
 
 class Quick:
@@ -154,9 +152,7 @@ class QuickLane:
         if one is None or one.upstream is None or one.upstream.eager is None:
             return  # it was handed over already
         try:
-            if one.send_now():
-                self._quick.proxy.capture(one)
-            else:
+            if not one.send_now():
                 self._hand_over()
         except Exception as error:
             self._fail(error, one.head)
@@ -182,12 +178,12 @@ class QuickLane:
 
     def _send_answer(self) -> None:
         one, lease, found = self._one, self._lease, self._found
-        self._found = None
         assert one is not None, "nothing that ends a request comes between"
         assert lease is not None
         assert found is not None
         try:
             if not one.is_sent:
+                self._found = None
                 self._hand_over()
                 return
             self._settled = one.answer_now(lease, *found)
@@ -197,11 +193,12 @@ class QuickLane:
 
     def _settle(self) -> None:
         """The client has its answer; others got theirs before this one's settlement."""
-        one, settled = self._one, self._settled
-        self._one = self._settled = None
+        one, settled, found = self._one, self._settled, self._found
+        self._one = self._settled = self._found = None
         assert one is not None
+        assert found is not None
         try:
-            self._quick.proxy.settle_now(one, settled)
+            self._quick.proxy.settle_now(one, settled, found[1])
             self._conn.end_quick()
         except Exception as error:
             self._fail(error, one.head)

@@ -118,7 +118,11 @@ class Rules(Interface):
 class Records(Interface):
     """Who wants to know of requests: `servers.history.History`."""
 
-    def open(self, request_id: RequestId, peer: Asked, asked: Asked, route: Route, /, *, stream: bool, edge: str) -> object: ...
+    def number(self) -> int: ...
+
+    def open(
+        self, request_id: RequestId, peer: Asked, asked: Asked, route: Route, /, *, stream: bool, number: int, edge: str
+    ) -> object: ...
 
 
 class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -425,7 +429,8 @@ class Selection:
         request_id = self._new_id()
         carried = Carried(request_id, route=route, stream=facts.stream, connection=connection)
         if self._records is not None:
-            self._records.open(request_id, asked, asked, route, stream=facts.stream, edge=EDGE_NGINX)
+            number = self._records.number()
+            self._records.open(request_id, asked, asked, route, stream=facts.stream, number=number, edge=EDGE_NGINX)
         self._handover.add(carried)
         self._decider.apply(facts.came(request_id, route, client, model))
         effect = carried.take_decision()

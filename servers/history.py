@@ -47,17 +47,22 @@ class History:
         self._open: dict[RequestId, Capture] = {}
         self._kept = self._kept_by(self._policy)
 
+    def number(self) -> int:
+        """The place of a request that has just come."""
+        return self._numbers.next(self._clock())
+
     def open(
-        self, request_id: RequestId, conn: Peer, head: Asks, route: Route, *, stream: bool, edge: str = EDGE_EMBEDDED
+        self, request_id: RequestId, conn: Peer, head: Asks, route: Route, *, stream: bool, number: int, edge: str = EDGE_EMBEDDED
     ) -> Capture | None:
-        """A capture for a request that was just read; None: it asks no model, so it is not recorded. `edge`: one of `EDGES`."""
+        """A capture for a request, before it is settled; None: it asks no model, so it is not recorded. `number`: its place. `edge`: one
+        of `EDGES`."""
         if not route.runs_model:
             return None
         limit_bytes, redact = self._kept
         wish = head.fields.get(HISTORY_HEADER)
         if wish is not None:
             limit_bytes, redact = self._kept_by(max(self._policy, _policy_of(wish)))
-        address, number = self.client_address(conn, head), self._numbers.next(self._clock())
+        address = self.client_address(conn, head)
         capture = self._open[request_id] = Capture(route, head.path, address, number, limit_bytes, redact, stream, edge=edge)
         return capture
 

@@ -10,7 +10,9 @@ from typing import Any
 import trio
 import trio.testing
 
-from core.events import AttemptEnded, Cut, Ending, Failure, FirstByte, Forward, RequestCame, RequestEffect, Settled, Wait
+from core.events import AttemptEnded, Cut, Ending, Failure, FirstByte, Forward, RequestCame, RequestEffect, Route, Settled, Wait
+from core.units import RequestId
+from edge.capture import Capture
 from edge.denied import Denied
 from edge.live import Live
 from edge.quick import ANSWER_MAX_BYTES, REQUEST_MAX_BYTES
@@ -307,6 +309,65 @@ async def test_a_request_whose_connection_ends_before_it_is_sent_goes_on_another
         assert len({id(caller.stream) for caller in found.seen}) == 2
         assert (await found.until_settled(2)).ending is Ending.SUCCESS
         assert found.edge.router.of(AttemptEnded) == []
+
+
+class Recorded:
+    """A history that keeps everything."""
+
+    def __init__(self) -> None:
+        self.numbers = 0
+        self.captures: list[Capture] = []
+
+    def number(self) -> int:
+        self.numbers += 1
+        return self.numbers
+
+    def open(self, request_id: RequestId, conn: ClientConnection, head: RequestHead, route: Route, *, stream: bool, number: int) -> Capture:
+        self.captures.append(Capture(route, head.path, conn.peer_host, number, 1 << 20, False, stream))
+        return self.captures[-1]
+
+
+async def test_history_takes_a_whole_answer_when_its_client_has_it() -> None:
+    recorder = Recorded()
+    waiting = trio.Event()
+
+    async def slow(caller: Caller) -> None:
+        await waiting.wait()
+        await whole(caller)
+
+    async with kept(whole, slow) as found:
+        found.edge.proxy._recorder = recorder
+        assert (await found.line.chat(stream=False)).body == WHOLE
+        await found.until_settled(1)
+        capture = recorder.captures[-1]
+        assert (capture.number, capture.response, capture.request_body) == (1, [WHOLE], encode({**CHAT, "stream": False}))
+        found.edge.router.script = [forward(found.port)]
+        await found.line.send({**CHAT, "stream": False})
+        await wait_until(lambda: len(found.seen) == 2)
+        assert recorder.numbers == 2, "its place is that of its coming"
+        assert len(recorder.captures) == 1
+        waiting.set()
+        assert (await found.line.answer()).body == WHOLE
+        await found.until_settled(2)
+        assert (recorder.captures[-1].number, recorder.captures[-1].response) == (2, [WHOLE])
+        assert found.carried == []
+
+
+async def test_history_takes_a_stream_from_its_beginning() -> None:
+    async def stream(caller: Caller) -> None:
+        await caller.begin_chunks()
+        await caller.chunk(LINE)
+        await caller.chunk(LAST)
+        await caller.end_chunks()
+
+    recorder = Recorded()
+    async with kept(stream) as found:
+        found.edge.proxy._recorder = recorder
+        await found.line.send(CHAT)
+        assert (await found.line.answer()).status == 200
+        await found.until_settled(1)
+        assert b"".join(recorder.captures[-1].response) == LINE + LAST
+        assert (recorder.captures[-1].number, len(recorder.captures)) == (1, 1)
 
 
 async def test_a_failed_attempt_is_told_and_the_next_node_tried() -> None:

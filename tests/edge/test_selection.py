@@ -51,7 +51,10 @@ class Records:
     def __init__(self) -> None:
         self.opened: list[tuple[str, str, str]] = []
 
-    def open(self, request_id: RequestId, peer: Asked, asked: Asked, route: object, *, stream: bool, edge: str) -> object:
+    def number(self) -> int:
+        return 1
+
+    def open(self, request_id: RequestId, peer: Asked, asked: Asked, route: object, *, stream: bool, number: int, edge: str) -> object:
         self.opened.append((request_id, asked.path, edge))
         return None
 
