@@ -65,8 +65,7 @@ def display(key: ModelKey) -> str:
 @functools.lru_cache(maxsize=CACHE_MAX)
 def is_cloud(key: ModelKey) -> bool:
     """Whether a node would pass a request for this model on to Ollama's cloud."""
-    tag = key.rpartition(":")[2]
-    return tag == "cloud" or tag.endswith("-cloud")
+    return key.endswith((":cloud", "-cloud")) or key == "cloud"
 
 
 def namespace(spelling: str) -> str:

@@ -314,7 +314,7 @@ class Router(Part):
                 self._displacement.came(key, options, now=now)
         request = begin(event, key, ask, self._came, now)
         self._requests[event.request_id] = request
-        if key is not None and key.endswith("cloud") and is_cloud(key):  # a node would pass it on, signed with its own key
+        if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
             self._dispatcher.answer(request, cloud_off(event), "cloud model", effects, now=now)
         else:
             self._dispatcher.place(request, effects, now)

@@ -63,8 +63,7 @@ class Outbox:
         if self._records >= RECORDS_MAX:
             self.written.records_dropped += 1
             return
-        capture = draft.capture
-        size = capture.held_bytes + len(capture.request_body or b"")  # `draft.size_bytes`, without its call
+        size = draft.size_bytes
         if size and self._bytes + size > PENDING_MAX_BYTES:
             draft.drop_bodies()
             self.written.bodies_dropped += 1
