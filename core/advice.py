@@ -8,14 +8,13 @@ Invariants: a question holds nothing that changes later; at most `MODELS_MAX` mo
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
-
 from core.agents import Agent
 from core.heat import Heat
 from core.learning import Speeds
 from core.names import display
 from core.parts import Part
 from core.placement import ROOM_SHARE, STEPS, Offer, Plan, Supply, plan
+from core.structs import Fact
 from core.units import MICROS_PER_S, Instant, ModelKey
 
 MODELS_MAX: Final = 4096
@@ -23,7 +22,7 @@ WEIGHT: Final = 0.05
 """How much one prompt moves the mean length of a model's prompts."""
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class Question(Fact, frozen=True):
     """A fleet and its traffic at one instant."""
 
     nodes: list[Supply]

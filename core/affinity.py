@@ -14,10 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from core.agents import Agent
 from core.parts import Part
+from core.structs import Fact
 from core.units import AgentId, Instant, ModelKey
 
 HOMES_MAX: Final = 8192
@@ -28,7 +27,7 @@ BYTES_PER_TOKEN: Final = 4
 _NOBODY: Final[Mapping[AgentId, int]] = {}
 
 
-class Home(msgspec.Struct, frozen=True, gc=False):
+class Home(Fact, frozen=True):
     """Who read a beginning last, and when."""
 
     agent_id: AgentId

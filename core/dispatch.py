@@ -15,8 +15,6 @@ and holds the model; R12 after `look` no request waits whose plan could start no
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from core import slots
 from core.affinity import Affinity
 from core.aliases import turned
@@ -36,6 +34,7 @@ from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
 from core.scoring import MANY, Choice, Load, Strategy, best_first, some_best
+from core.structs import Entry
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
 from core.views import Candidate, Decision
 from core.warm import Glance, Row
@@ -61,7 +60,7 @@ _Raw = tuple[float, str, list[Row] | Glance, AgentId | None, Mapping[str, str]]
 when somebody asks."""
 
 
-class _Explained(msgspec.Struct, gc=False):
+class _Explained(Entry):
     """What is kept of a recent request: its model, decisions, and when it was expected to start and did (ms since it came)."""
 
     model: str | None

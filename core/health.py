@@ -22,6 +22,7 @@ from core.config import RouterConfig
 from core.events import Failure
 from core.leases import Wake
 from core.parts import Part
+from core.structs import Fact
 from core.units import NEVER, AgentId, Instant, ModelKey, RequestId
 
 
@@ -46,7 +47,7 @@ class Cost(enum.Enum):
     """Nobody else would do better: the client gets this answer."""
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Verdict(Fact, frozen=True):
     """What a failed attempt means."""
 
     fault: Fault
@@ -141,7 +142,7 @@ class _Streak(msgspec.Struct):
 
     undelivered: int = 0
     failed: int = 0
-    models: dict[ModelKey | None, int] = msgspec.field(default_factory=dict)
+    models: dict[ModelKey | None, int] = {}
 
 
 class _Past(msgspec.Struct):

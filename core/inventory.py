@@ -11,10 +11,9 @@ Which options a runner has is what it was last loaded with for us; of one that o
 
 from typing import Any, Final
 
-import msgspec
-
 from core.names import key_or_none
 from core.runner_options import context_of, fits, raised_to
+from core.structs import Fact
 from core.units import Instant, ModelKey
 
 ROWS_MAX: Final = 10_000
@@ -24,7 +23,7 @@ REPORT_AGE_S: Final = 5.0
 """How old a report is taken to be that does not say when it was made (heartbeats): an agent may have waited so long for `/api/ps`."""
 
 
-class Model(msgspec.Struct, frozen=True, gc=False):
+class Model(Fact, frozen=True):
     """One installed model. `size_bytes` 0 and `digest` "" when the node did not tell."""
 
     key: ModelKey
@@ -34,7 +33,7 @@ class Model(msgspec.Struct, frozen=True, gc=False):
     """Tokens; 0 when the node did not tell."""
 
 
-class Loading(msgspec.Struct, frozen=True, gc=False):
+class Loading(Fact, frozen=True):
     """A load that the router caused and that has not shown an answer yet."""
 
     since: Instant

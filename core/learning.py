@@ -15,10 +15,9 @@ Invariants: rates are positive integers; a table never outgrows the nodes and mo
 
 from typing import Final
 
-import msgspec
-
 from core.config import RouterConfig
 from core.parts import Part
+from core.structs import Fact
 from core.units import MICROS_PER_S, AgentId, Instant, ModelKey
 
 MODELS_MAX: Final = 4096
@@ -47,7 +46,7 @@ _TOLERANCE: Final = 0.03
 """Changes below this share of a value do not change rates, which are coarser than that."""
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class Sample(Fact, frozen=True):
     """What one request that ended well showed. Times in seconds; None or 0 where nothing is known."""
 
     prompt_tokens: int = 0
@@ -63,7 +62,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """From forwarding to the end, of a request that caused no load."""
 
 
-class Rates(msgspec.Struct, frozen=True, gc=False):
+class Rates(Fact, frozen=True):
     """What a request costs on one node: `overhead_us + prompt tokens * prefill_ns + output tokens * decode_ns`, and a load."""
 
     prefill_ns: int

@@ -10,10 +10,9 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
-import msgspec
-
 from core.errors import LocalError
 from core.parts import Part
+from core.structs import Fact
 from core.units import NEVER, AgentId, Instant, LeaseId, ModelKey, RequestId
 
 K = TypeVar("K", bound=Hashable)
@@ -85,7 +84,7 @@ class Expiry(Generic[K]):
         return taken
 
 
-class Held(msgspec.Struct, frozen=True, gc=False):
+class Held(Fact, frozen=True):
     """One live lease. `key` is None when the request does not run a model."""
 
     lease_id: LeaseId

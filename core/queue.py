@@ -15,23 +15,22 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import takewhile
 
-import msgspec
-
 from core.config import RouterConfig
 from core.errors import LocalError
 from core.leases import Wake
 from core.parts import Part
+from core.structs import Fact, Ordered
 from core.units import NEVER, Instant, Micros, RequestId
 
 
-class Place(msgspec.Struct, frozen=True, order=True):
+class Place(Ordered, frozen=True):
     """Where a request stands: by tag, then by arrival."""
 
     tag: int
     number: int
 
 
-class Waiter(msgspec.Struct, frozen=True):
+class Waiter(Fact, frozen=True):
     """One waiting request."""
 
     request_id: RequestId

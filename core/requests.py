@@ -16,6 +16,7 @@ from core.health import Verdict
 from core.learning import Sample
 from core.names import display, normalise
 from core.scoring import Ask
+from core.structs import Entry
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId
 
 BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
@@ -57,7 +58,7 @@ _NEW: Final = Phase.NEW
 _SUCCESS: Final = Ending.SUCCESS
 
 
-class Request(msgspec.Struct, gc=False):
+class Request(Entry):
     """One request from `RequestCame` to `Settled`; `begin` makes it. Never part of a cycle."""
 
     id: RequestId
@@ -85,11 +86,11 @@ class Request(msgspec.Struct, gc=False):
     """Whether the present attempt makes the node load the model."""
     alone: bool = False
     """Whether no other load ran there when it began."""
-    busy: dict[AgentId, None] = {}
+    busy: dict[AgentId, None] = {}  # noqa: RUF012  msgspec gives each one its own
     """Nodes that said 503; they come back when nobody else is left."""
     victims: tuple[ModelKey, ...] = ()
     """Models that the node that was just chosen has to unload for it."""
-    barred: dict[str, str] = {}
+    barred: dict[str, str] = {}  # noqa: RUF012
     """Nodes that the last decision passed over, by name, and why."""
     renamed: str | None = None
     """The model that it has turned to, in the operator's spelling; None: the one it came for."""

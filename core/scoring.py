@@ -15,15 +15,13 @@ Only `auto` holds requests back for a free slot; the others forward at once, as 
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final
-
-import msgspec
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from core.config import RouterConfig
 from core.learning import Rates, Speeds
 from core.parts import Part
+from core.structs import Fact
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
 from core.warm import Board, Glance, Row
 
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
     from core.registry import Agent
 
 CPU_BUSY_PERCENT: Final = 80.0
+FAR: Final = 1 << 62
+"""Above every score."""
 ROWS_MAX: Final = 8
 """Candidates that are kept for an explanation."""
 ROWS_KEPT_MAX: Final = 2 * ROWS_MAX
@@ -55,7 +55,7 @@ _NOTHING_KNOWN: Final[Mapping[AgentId, Rates]] = {}
 _score_of_row = itemgetter(1)
 
 
-class Ask(msgspec.Struct, frozen=True, gc=False):
+class Ask(Fact, frozen=True):
     """What a strategy needs to know of a request."""
 
     key: ModelKey | None
@@ -69,7 +69,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     or unloads."""
 
 
-class Load(msgspec.Struct, frozen=True, gc=False):
+class Load(Fact, frozen=True):
     """What is in flight where. The mappings are their owners' own."""
 
     on: Mapping[AgentId, Mapping[LeaseId, "Held"]]
@@ -84,7 +84,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     """Number that rises whenever a model comes into some node's memory (`core.inventory.News`); None: nobody counts."""
 
 
-class Choice(msgspec.Struct, frozen=True, gc=False):
+class Choice(Fact, frozen=True):
     """What a strategy chose."""
 
     agent: "Agent"
@@ -114,8 +114,8 @@ class Strategy(Part, abc.ABC):
 
     __slots__ = ()
 
-    part_names: tuple[str, ...] = ()
-    makes_room = False
+    part_names: ClassVar[tuple[str, ...]] = ()
+    makes_room: ClassVar[bool] = False
     """Whether it prices what a load pushes out, so that the router may name the victims."""
 
     @abc.abstractmethod
@@ -170,7 +170,7 @@ class SeedMetrics(_Forwarding):
 
     __slots__ = ("_fresh_s",)
 
-    part_names = ("cpu", "memory", "active")
+    part_names: ClassVar[tuple[str, ...]] = ("cpu", "memory", "active")
 
     def __init__(self, fresh_s: float) -> None:
         self._fresh_s = fresh_s
@@ -196,8 +196,8 @@ class Auto(Strategy):
 
     __slots__ = ("_boards", "_displacement", "_speeds", "_warm")
 
-    part_names = ("work", "ahead", "cold", "displaced")
-    makes_room = True
+    part_names: ClassVar[tuple[str, ...]] = ("work", "ahead", "cold", "displaced")
+    makes_room: ClassVar[bool] = True
 
     def __init__(self, speeds: Speeds, displacement: "Displacement | None" = None) -> None:
         self._speeds = speeds
@@ -279,7 +279,7 @@ class Auto(Strategy):
         """Where a load would push others out: what that costs is not asked unless it can matter."""
         best: Row | None = None
         best_open: Row | None = None
-        least = blind = inf
+        least = blind = FAR
         """Score of `best_open`, which is never below that of `best`; and of the best runner with other options, were options free."""
         for node in nodes:
             node_id = node.id
@@ -335,7 +335,7 @@ class Auto(Strategy):
         What a load pushes out only adds to a score, so a node whose score is above the best open one's without it is out; its row is shown
         without that part, as long as there is room to show it.
         """
-        least = inf if best_open is None else best_open[1]
+        least = FAR if best_open is None else best_open[1]
         near = [one for one in later if one[0][1] <= least]
         if len(rows) < ROWS_MAX:
             rows += [row for row, _ in later if row[1] > least]

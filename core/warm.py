@@ -16,10 +16,9 @@ from bisect import insort
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from core.agents import CHOSEN_BITS
 from core.learning import Speeds
+from core.structs import Fact
 from core.units import AgentId, ModelKey
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ _Group = tuple[int, int, int, float | None, list["Agent"]]
 """A kind, and the nodes that are of it."""
 
 
-class Glance(msgspec.Struct, frozen=True, gc=False):
+class Glance(Fact, frozen=True):
     """A choice from a board, as far as an explanation needs it. Made readable only when somebody asks."""
 
     chosen: Row

@@ -14,6 +14,7 @@ import structlog
 import trio
 from quart_trio import QuartTrio
 
+import native
 from core.aliases import Aliases
 from core.errors import ConfigError, RemoteError
 from core.events import Pulse, Record, Upstream
@@ -273,7 +274,9 @@ class Coordinator:
         if self.settings.auth == "off":
             self._log.warning("ROUTER_AUTH is off: everybody who reaches this port may do everything")
         where = {} if self.settings.admin_token else {"admin_file": str(self._data_dir / ADMIN_TOKEN_FILE)}
-        self._log.info("listening", host=self.settings.host, ports=list(self.ports), auth=self.settings.auth, **where)
+        self._log.info(
+            "listening", host=self.settings.host, ports=list(self.ports), auth=self.settings.auth, compiled=native.in_use(), **where
+        )
 
     def _report(self, error: Exception) -> None:
         self._log.error("a connection failed", exc_info=error)

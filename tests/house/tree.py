@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("core", "edge", "servers", "agent")
+ROOMS = ("core", "edge", "servers", "agent", "native")
 NOT_OURS = {
     ".coverage",
     ".git",

@@ -1,0 +1,59 @@
+"""The router's hot modules, compiled: which they are, where what was made of them lies, and whether it is of this source.
+
+Compiled by mypyc (`python -m native`), the same source runs without CPython's interpreter: a decision takes half as long. Nothing else
+differs, and nothing depends on it: without a compiler the modules run as they are. What was compiled lies apart from the source, so tests,
+coverage and debuggers see Python as long as nobody calls `use`.
+
+Decides whether a process runs what was compiled. Invariant: never what was made of other source, by another Python, or only a part of it.
+"""
+
+import hashlib
+import importlib
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGES: Final = ("core",)
+"""Those with compiled modules; a change in any of their files asks for a new compilation."""
+MODULES: Final = tuple(
+    "core." + name
+    for name in (
+        "advice", "affinity", "agents", "changes", "dispatch", "displacement", "health", "heat", "inventory", "leaks", "learning", "leases",
+        "obstacles", "parts", "queue", "registry", "requests", "room", "router", "scoring", "slots", "turns", "warm",
+    )
+)  # fmt: skip
+"""Compiled together: a class of one is known to the others, and none of them may have an heir in a module that is not here."""
+SETTING: Final = "ROUTER_NATIVE"
+"""Environment variable; `false`: run the source as it is."""
+
+
+def place() -> Path:
+    """Where what is compiled of this source for this Python lies, or would lie."""
+    made_of = hashlib.sha256(f"{sysconfig.get_config_var('EXT_SUFFIX')} {sys.hexversion:x} {MODULES}".encode())
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).glob("*.py")):
+            made_of.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return Path(__file__).parent / "build" / made_of.hexdigest()[:16]
+
+
+def use() -> bool:
+    """Run what is compiled from now on, if it is there; whether it is. To be called before any of the modules is imported: later it is
+    too late, and nothing happens."""
+    if os.environ.get(SETTING, "true").lower() in ("false", "0", "no", "off"):
+        return False
+    compiled = place()
+    if not compiled.is_dir() or not sys.modules.keys().isdisjoint(MODULES):
+        return False
+    sys.path.append(str(compiled))
+    for package in PACKAGES:
+        importlib.import_module(package).__path__.insert(0, str(compiled / package))
+    return True
+
+
+def in_use() -> bool:
+    """Whether this process runs what was compiled."""
+    files = (getattr(sys.modules.get(name), "__file__", None) or "" for name in MODULES)
+    return any(Path(file).is_relative_to(Path(__file__).parent) for file in files)

@@ -1,0 +1,103 @@
+"""What was compiled decides as its source does, and runs only where it was made of this source, whole and in time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import native
+
+ROOT = Path(__file__).parents[2]
+WORLD = (
+    "import sys, native; used = native.use();"
+    "from core.simulation.__main__ import main; status = main(['--seed', sys.argv[1], '--seeds', '1', '--steps', '2000']);"
+    "assert native.in_use() == used, 'a part of it'; print('compiled' if used else 'as it is'); sys.exit(status)"
+)
+
+
+def python(*words: str, **environ: str) -> str:
+    """What a Python of its own prints."""
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> Path:
+    """What `make test` has compiled before; otherwise it is done now."""
+    python("-m", "native")
+    assert native.place().is_dir()
+    return native.place()
+
+
+@pytest.mark.parametrize("seed", ["11", "12", "13"])
+def test_the_worlds_of_a_seed_are_the_same(seed: str) -> None:
+    found = [python("-c", WORLD, seed, ROUTER_NATIVE=setting).splitlines() for setting in ("true", "false")]
+    assert [lines[-1] for lines in found] == ["compiled", "as it is"]
+    digests = [[line for line in lines if line.startswith("digest")] for lines in found]
+    assert digests[0] == digests[1] != []
+
+
+def test_all_modules_are_there(compiled: Path) -> None:
+    for name in native.MODULES:
+        package, _, module = name.rpartition(".")
+        assert len(list((compiled / package).glob(f"{module}.*.so"))) == 1, name
+
+
+def test_too_late_is_not_at_all() -> None:
+    told = python("-c", "import core.scoring, native; print(native.use(), native.in_use(), core.scoring.__file__)")
+    assert told.split() == ["False", "False", str(ROOT / "core" / "scoring.py")]
+
+
+def test_other_source_is_not_served_by_what_was_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = native.place()
+    for package in native.PACKAGES:
+        (tmp_path / package).mkdir()
+        for path in (ROOT / package).glob("*.py"):
+            (tmp_path / package / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(native, "ROOT", tmp_path)
+    assert native.place() == before
+    changed = tmp_path / native.MODULES[0].replace(".", "/")
+    changed.with_suffix(".py").write_bytes(changed.with_suffix(".py").read_bytes() + b"\n")
+    assert native.place() != before
+    assert not native.use()
+
+
+def test_to_compile_again_does_nothing(compiled: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in compiled.rglob("*.so")}
+    python("-m", "native")
+    assert {path: path.stat().st_mtime_ns for path in compiled.rglob("*.so")} == before
+
+
+def test_what_cannot_be_compiled_is_said_in_one_line(tmp_path: Path) -> None:
+    """Here for want of a compiler."""
+    place = tmp_path / "native" / "build" / "x"
+    code = (
+        "import sys, pathlib, native, native.__main__ as program;"
+        f"program.place = lambda: pathlib.Path({str(place)!r}); program.ROOT = pathlib.Path({str(tmp_path)!r});"
+        f"(program.ROOT / 'native').mkdir(); import os; os.chdir = lambda _: None;"
+        "sys.exit(program.main() != 1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PATH": str(tmp_path), "CC": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stderr.split())
+    assert told.startswith("Nothing was compiled: there is no C compiler")
+    assert "Traceback" not in told
+    assert (tmp_path / "native" / "build" / "failed.txt").is_file()
+
+
+def test_a_router_that_serves_runs_it_and_the_command_line_too() -> None:
+    for module in ("servers.__main__", "agent.__main__"):
+        code = (
+            f"import sys, {module} as program; sys.argv = ['x', '--help']\n"
+            "try: program.main()\n"
+            "except SystemExit: pass\n"
+            "import native; print(native.in_use())"
+        )
+        assert python("-c", code).split()[-1] == "True", module
