@@ -48,7 +48,7 @@ def test_nothing_is_left_over_and_nothing_names_a_machine(path: Path) -> None:
 
 def test_the_architecture_page_lists_every_module() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:core|edge|servers|agent)(?:\.\w+)+)`", page))
+    named = set(re.findall(r"`((?:core|edge|servers|agent|native)(?:\.\w+)+)`", page))
     existing = {dotted(path) for path in ALL_MODULES}
     assert existing - named == set(), "modules that docs/architecture.md does not list"
     packages = {dotted(path.parent) for room in ROOMS for path in files("__init__.py", under=room)}
