@@ -5,7 +5,8 @@
 `edge` (if nothing else is asked for): the embedded edge and the router; `bare`: that with the same decision each time in place of the
 router, so what the edge itself takes; `coordinator`: with access rules and metrics around it; `history`: that with records; `selection`:
 what nginx asks, and its log line; `selection-bare`: that without the router. Each is put together in a process of its own, under valgrind,
-with one constant node. What the kernel does is not counted.
+with one constant node, and runs what `make native` has compiled; `ROUTER_NATIVE=false` counts the source as it is. What the kernel does is
+not counted.
 """
 
 import argparse
@@ -21,6 +22,11 @@ from functools import partial
 from pathlib import Path
 
 import trio
+
+import native
+
+if __name__ == "__main__":
+    native.use()  # before any of it is imported
 
 from tests.bench.counted_sides import EMBEDDED_SIDES, SELECTION_SIDES, serve
 from tests.bench.programs import SMALL, needed, request_body, small_answer
@@ -132,10 +138,11 @@ def main() -> None:
     if chosen.serve:
         _serve(*chosen.serve)
         return
+    form = "compiled" if native.in_use() else "as it is"
     for side in chosen.sides or ["edge"]:
         if side not in (*EMBEDDED_SIDES, *SELECTION_SIDES):
             parser.error(f"there is no side {side!r}")
-        print(f"{side:<15} {instructions(side, connections=chosen.connections):.1f} thousand instructions a request", flush=True)
+        print(f"{side:<15} {instructions(side, connections=chosen.connections):.1f} thousand instructions a request, {form}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ import time
 from collections import deque
 from pathlib import Path
 
+import native
+
+if __name__ == "__main__":
+    native.use()  # before any of it is imported
+
 from core.config import RouterConfig
 from core.events import BackendAdded, Ending, Forward, NodePolled, RequestCame, Route, Settled, Upstream, Usage
 from core.router import Router

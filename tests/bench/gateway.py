@@ -17,6 +17,11 @@ from typing import Final
 import msgspec
 import trio
 
+import native
+
+if __name__ == "__main__":
+    native.use()  # before any of it is imported
+
 from agent.endings import Endings
 from agent.gateway import Gateway
 from core.messages import EndingReports, EndingReportsAnswer

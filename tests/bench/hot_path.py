@@ -15,6 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import native
+
+if __name__ == "__main__":
+    native.use()  # before any of it is imported
+
 from core.config import RouterConfig
 from core.events import Ending, Forward, Protocol, RequestCame, Route, Settled, Upstream, Usage
 from core.router import Router

@@ -23,6 +23,11 @@ from typing import Final
 import msgspec
 import trio
 
+import native
+
+if __name__ in ("__main__", "__mp_main__"):
+    native.use()  # before any of it is imported
+
 from core.aliases import Aliases
 from core.config import RouterConfig
 from core.events import BackendAdded, NodePolled, Record, Upstream
