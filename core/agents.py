@@ -264,3 +264,8 @@ class Agent:
 _OWN: Final = ("status", "state", "detail", "cpu_usage", "memory_usage", "installed", "loaded", "in_flight", "active_requests", "ejections",
         "slots_learned", "model_slots")  # fmt: skip
 _SAME: Final = tuple(name for name in AgentView.__struct_fields__ if name not in _OWN)
+
+
+def blank() -> Agent:
+    """One of which nothing is known, to be filled with what was kept of another (`core.snapshot`)."""
+    return Agent(AgentId(""), Upstream(host="", port=0), state=AgentState.PENDING, now_unix=UnixMs(0))

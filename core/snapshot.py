@@ -18,13 +18,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import cache
-from itertools import chain
 from operator import attrgetter
-from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any, Final, get_origin
 
 import msgspec
 
+from core.agents import Agent, blank
 from core.dispatch import _Explained
 from core.errors import LocalError, RemoteError
 from core.learning import _Pair, _Scaled
@@ -42,7 +41,8 @@ _KEYS_ONLY: Final = frozenset(("_explained",))
 _LEFT_OUT: Final = frozenset(("_boards", "drops"))
 """Attributes that are kept only for speed, and filled anew: they decide nothing."""
 _PLAIN: Final = (type(None), bool, int, float, str, bytes)
-_CALLABLE: Final = (FunctionType, MethodType, BuiltinMethodType)
+_COMPILED_NAMES: Final = "__mypyc_attrs__"
+"""Where a compiled class (`native`) has the names of its attributes."""
 _DICTS: Final = (dict, OrderedDict)
 _CONTAINERS: Final = (*_DICTS, list)
 _FLAT: Final = frozenset((_Pair, _Scaled))
@@ -94,13 +94,19 @@ class _Flat(msgspec.Struct, frozen=True):
 def _plan(kind: Any) -> _Plan:
     if issubclass(kind, msgspec.Struct):
         names = tuple(field.name for field in msgspec.structs.fields(kind) if get_origin(field.type) in (*_DICTS, list))
-    elif kind.__dictoffset__:
+    elif kind.__dictoffset__ and _COMPILED_NAMES not in vars(kind):
         return _Plan((), None)
     else:  # a base that is not written in Python, as `typing.Generic` from Python 3.12 on, does not say that it has no attributes
-        names = tuple(chain.from_iterable(vars(base).get("__slots__", ()) for base in reversed(kind.__mro__[:-1])))
+        names = tuple(sorted({name for base in kind.__mro__[:-1] for name in _own_names(base)} - {"__dict__"}))
     if len(names) < 2:
         return _Plan(names, lambda value: tuple([getattr(value, name) for name in names]))
     return _Plan(names, attrgetter(*names))
+
+
+def _own_names(kind: Any) -> Iterable[str]:
+    """The attributes of a class with slots, without those of its bases; where it was compiled (`native`) it keeps them elsewhere."""
+    own: Iterable[str] = vars(kind).get("__slots__", vars(kind).get(_COMPILED_NAMES, ()))
+    return own
 
 
 def names_of(kind: Any) -> tuple[str, ...]:
@@ -118,7 +124,7 @@ def _ties(value: Any) -> bool:
     """Whether an attribute ties the router's parts to each other: a callable, or a table of them."""
     if type(value) is dict and value:
         value = next(iter(value.values()))
-    return isinstance(value, _CALLABLE)
+    return callable(value)
 
 
 def _cells(kind: type, values: Iterable[Any]) -> list[Any]:
@@ -371,5 +377,6 @@ class _Builder:
 
 
 def _made(name: str) -> Any:
+    """An object of that class, to be filled. A compiled class makes none without what its `__init__` asks for."""
     kind = kind_of(name)
-    return kind.__new__(kind)
+    return blank() if kind is Agent else kind.__new__(kind)

@@ -15,6 +15,18 @@ WORLD = (
     "from core.simulation.__main__ import main; status = main(['--seed', sys.argv[1], '--seeds', '1', '--steps', '2000']);"
     "assert native.in_use() == used, 'a part of it'; print('compiled' if used else 'as it is'); sys.exit(status)"
 )
+PUT_BACK = (
+    "import sys, native; used = native.use();"
+    "import msgspec; from pathlib import Path; from core.snapshot import pack, take, unpack;"
+    "from tests.core.test_snapshot import Twins, drawn; made = [];"
+    "verdict = drawn(5, make_router=lambda config, *, now: made.append(Twins(config, now=now, turn=97)) or made[-1]).run(1500);"
+    "assert verdict.passed, verdict.text; assert native.in_use() == used;"
+    "packed = lambda router: msgspec.msgpack.encode([node for part in pack(take(router)) for node in part]);"
+    "own = packed(made[0].first); Path(sys.argv[1]).write_bytes(own);"
+    "others = [Path(name).read_bytes() for name in sys.argv[2:]];"
+    "print(used, [other == own and packed(unpack(msgspec.msgpack.decode(other))) == own for other in (own, *others)])"
+)
+"""Plays a world with a router that is put back again and again; writes what it held in the end, and reads what others wrote."""
 
 
 def python(*words: str, **environ: str) -> str:
@@ -40,6 +52,13 @@ def test_the_worlds_of_a_seed_are_the_same(seed: str) -> None:
     assert [lines[-1] for lines in found] == ["compiled", "as it is"]
     digests = [[line for line in lines if line.startswith("digest")] for lines in found]
     assert digests[0] == digests[1] != []
+
+
+def test_what_a_router_holds_is_the_same_and_either_puts_back_what_the_other_kept(tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("compiled", "source", "again")]
+    assert python("-c", PUT_BACK, *files[:1]).split("\n")[0] == "True [True]"
+    assert python("-c", PUT_BACK, *files[1:2], files[0], ROUTER_NATIVE="false").split("\n")[0] == "False [True, True]"
+    assert python("-c", PUT_BACK, files[2], files[1]).split("\n")[0] == "True [True, True]"
 
 
 def test_all_modules_are_there(compiled: Path) -> None:
