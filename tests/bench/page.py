@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+import native
 from tests.bench import gaps, idle, measure, scaling, selected
 from tests.bench.children import needed
 from tests.house.tree import ROOT
@@ -44,8 +45,9 @@ def machine() -> str:
     model = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
     )
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores ({model or platform.machine()}), Python {platform.python_version()}, nginx {said.strip().rpartition('/')[2]}"
+    cores, router = len(os.sched_getaffinity(0)), "compiled" if native.is_there() else "not compiled"
+    python = f"Python {platform.python_version()}, the router {router}"
+    return f"{cores} cores ({model or platform.machine()}), {python}, nginx {said.strip().rpartition('/')[2]}"
 
 
 def keep(part: str, command: str, result: Any) -> None:
