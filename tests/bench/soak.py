@@ -3,7 +3,8 @@
 A coordinator with five nodes, two of them behind agents, and nginx in front where this version has it; clients ask through both edges.
 First, whatever the coordinator keeps a fixed number of is filled (`KEPT_ENTRIES`): a table that is not full yet would look like a leak.
 All the time nodes answer with 503 and 500, cut and reset streams; now and then one is killed and comes back, an agent too, and nginx is
-reloaded. At the end: no growth of memory, descriptors or leases, and every request is in history once. Writes `build/soak/samples.csv` and
+reloaded. Twice everything rests, clients and faults, until kept connections have ended: what is held then is compared. At the end: no
+growth of memory, descriptors or leases, and every request is in history once. Writes `build/soak/samples.csv` and
 `build/soak/verdict.txt`, which docs/performance.md shows; exits with 1 when the verdict is bad.
 """
 
@@ -15,7 +16,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,19 @@ from tests.bench import page
 from tests.bench.children import Child, end_in_order, free_port, more_files, running
 from tests.bench.sides import Coordinator, Edge, agent, coordinator, edge, has_edge
 from tests.bench.soak_clients import MODEL, Clients, shown
-from tests.bench.soak_watch import JUDGED_FROM_S, Growth, Sample, growths, table, write_csv
+from tests.bench.soak_watch import (
+    COUNTED,
+    HELD_MORE_MAX,
+    JUDGED_FROM_S,
+    REST_S,
+    Sample,
+    ended,
+    growths,
+    growths_at_rest,
+    rests,
+    table,
+    write_csv,
+)
 from tests.house.tree import ROOT
 
 CLIENTS = 32
@@ -43,6 +56,8 @@ KEPT_ENTRIES = max(RECORDS_KEPT, RouterConfig().explain_ring, HOMES_MAX)
 FILL_REQUESTS = KEPT_ENTRIES + KEPT_ENTRIES // 5
 KEPT = ROOT / "build" / "soak"
 DRAIN_S = 60.0
+SHIFTS = (0.3, 0.7)
+"""Shares of the time; after each everything rests. In half an hour there were faults of all kinds before the first rest."""
 
 
 @dataclass
@@ -87,11 +102,17 @@ def open_world(place: Path) -> Iterator[World]:
         yield World(behind, nodes, agents[0], agents[1], front)
 
 
-async def _faults(world: World, dice: random.Random) -> None:
+def _jobs(world: World) -> Iterator[str]:
+    """What goes wrong, one after the other."""
+    reloads = ["nginx reloaded"] * 2 if world.front is not None else []
+    return itertools.cycle(["node killed", "node killed", "node stopped", "agent killed", *reloads])
+
+
+async def _faults(world: World, jobs: Iterator[str], dice: random.Random) -> None:
     """One thing after the other goes wrong, until cancelled."""
-    jobs = ["node killed", "node killed", "node stopped", "agent killed", *(["nginx reloaded"] * 2 if world.front is not None else [])]
-    for job in itertools.cycle(jobs):
+    while True:
         await trio.sleep(dice.uniform(*FAULT_EVERY_S))
+        job = next(jobs)
         world.faults[job] = world.faults.get(job, 0) + 1
         if job == "nginx reloaded":
             assert world.front is not None
@@ -111,40 +132,76 @@ def _reload(front: Edge) -> None:
     Child.signal_pid(master, signal.SIGHUP)
 
 
-async def _samples(world: World, samples: list[Sample], *, every_s: float, began: float) -> None:
-    while True:
+@dataclass
+class Course:
+    """The soak as it goes on: clients and faults by turns with rests. `seconds`: of clients that ask; the rests come on top."""
+
+    world: World
+    clients: Clients
+    seconds: float
+    rest_s: float
+    dice: random.Random
+    samples: list[Sample] = field(default_factory=list)
+    jobs: Iterator[str] = field(init=False)
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.jobs = _jobs(self.world)
+
+    async def run(self, say: Callable[[float, str], None]) -> None:
+        """All of it. `say` is told the seconds that are over, and what goes on."""
+        say(0.0, f"{FILL_REQUESTS:,} requests first")
+        await self.clients.fill(FILL_REQUESTS, CLIENTS)
+        self.began = time.monotonic()
+        over_s = 0.0
+        for share in SHIFTS:
+            await self._shift(share * self.seconds, over_s, say)
+            over_s += share * self.seconds
+            say(over_s, "everything rests")
+            await self._rest()
+
+    async def _shift(self, seconds: float, over_s: float, say: Callable[[float, str], None]) -> None:
+        began = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.clients.run, CLIENTS)
+            async with trio.open_nursery() as beside:
+                beside.start_soon(_faults, self.world, self.jobs, self.dice)
+                beside.start_soon(self._sample_for_ever)
+                while (passed := time.monotonic() - began) < seconds:
+                    leases = self.samples[-1].values["leases"] if self.samples else None
+                    say(over_s + passed, f"{self.clients.account.sent:,} requests, {leases or 0:.0f} in flight")
+                    await trio.sleep(1)
+                beside.cancel_scope.cancel()
+            self.clients.stopping = True
+            say(over_s + seconds, "clients end")
+
+    async def _rest(self) -> None:
+        """Nobody asks any more: until kept connections have ended, and on to what is held then."""
+        await trio.to_thread.run_sync(lambda: self.world.behind.wait_idle(within_s=DRAIN_S))
+        first = await self._sample(at_rest=True)
+        while self.samples[-1].at_s - first.at_s < self.rest_s:
+            await trio.sleep(min(1.0, self.rest_s / COUNTED))
+            await self._sample(at_rest=True)
+
+    async def _sample_for_ever(self) -> None:
+        while True:
+            await self._sample(at_rest=False)
+            await trio.sleep(max(1.0, self.seconds / SAMPLES_MAX))
+
+    async def _sample(self, *, at_rest: bool) -> Sample:
         values: dict[str, float | None] = {}
-        for name, child in world.watched().items():
+        for name, child in self.world.watched().items():
             values[f"{name}_bytes"] = child.memory_bytes() or None
             values[f"{name}_files"] = child.descriptors() or None
         try:
-            found = await trio.to_thread.run_sync(world.behind.metrics)
+            found = await trio.to_thread.run_sync(self.world.behind.metrics)
         except (OSError, RuntimeError):
             found = {}
         values["leases"] = found.get("ollama_router_requests_in_flight")
         values["waiting"] = found.get("ollama_router_requests_waiting")
-        samples.append(Sample(time.monotonic() - began, values))
-        await trio.sleep(every_s)
-
-
-async def _run(world: World, clients: Clients, samples: list[Sample], *, seconds: float, seed: int, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("soak", total=seconds, said=f"{FILL_REQUESTS:,} requests first")
-        await clients.fill(FILL_REQUESTS, CLIENTS)
-        began = time.monotonic()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(clients.run, CLIENTS)
-            async with trio.open_nursery() as beside:
-                beside.start_soon(_faults, world, random.Random(seed))
-                beside.start_soon(lambda: _samples(world, samples, every_s=max(1.0, seconds / SAMPLES_MAX), began=began))
-                while (passed := time.monotonic() - began) < seconds:
-                    leases = samples[-1].values["leases"] if samples else None
-                    progress.update(bar, completed=passed, said=f"{clients.account.sent:,} requests, {leases or 0:.0f} in flight")
-                    await trio.sleep(1)
-                beside.cancel_scope.cancel()
-            clients.stopping = True
-            progress.update(bar, completed=seconds, said="clients end")
+        sample = Sample(time.monotonic() - self.began, values, at_rest)
+        self.samples.append(sample)
+        return sample
 
 
 def _recorded(data_dir: Path) -> list[str]:
@@ -164,21 +221,36 @@ class Outcome:
     text: str
 
 
-def judge(
-    clients: Clients, samples: list[Sample], recorded: list[str], *, leases: float, faults: dict[str, int], seconds: float
-) -> Outcome:  # fmt: skip
+def _grown(samples: list[Sample], seconds: float) -> tuple[list[str], list[str]]:
+    """What grew though it should not have, and what is told of all."""
+    resting, under_load, at_rest = rests(samples), growths(samples), growths_at_rest(samples)
+    judged = [*at_rest, *(under_load if seconds >= JUDGED_FROM_S else [])]
+    problems = [f"{one.column} grew from {one.earlier:,.0f} to {one.later:,.0f}" for one in judged if one.too_much]
+    problems += [f"nothing is left of what {column} counts" for column in ended(samples)]
+    if seconds >= JUDGED_FROM_S and not at_rest:
+        problems.append(f"there were no two rests of {REST_S:.0f} s, so descriptors cannot be judged")
+    leases = [rest.leases for rest in resting]
+    if not leases or any(held is None for held in leases):
+        problems.append("the coordinator did not say what is in flight when everything has ended")
+    elif most := max(held for held in leases if held is not None):
+        problems.append(f"{most:.0f} requests are still in flight after everything has ended")
+    told = [
+        "in flight after everything had ended: " + ", ".join("unknown" if held is None else f"{held:.0f}" for held in leases),
+        f"descriptors {REST_S:.0f} s after that, when kept connections have ended, first rest -> last (at most {HELD_MORE_MAX} more)"
+        + (":" if at_rest else f": not judged, for a rest was shorter than {REST_S:.0f} s"),
+        *(f"  {one.column}: {one.earlier:,.0f} -> {one.later:,.0f}" for one in at_rest),
+        "while clients asked, median of the second fifth -> of the last fifth; memory is judged, the rest follows the load"
+        + ("" if seconds >= JUDGED_FROM_S else f" (memory, too, is only shown in less than {JUDGED_FROM_S / 60:.0f} minutes)") + ":",
+        *(f"  {one.column}: {one.earlier:,.0f} -> {one.later:,.0f}" for one in under_load),
+    ]  # fmt: skip
+    return problems, told
+
+
+def judge(clients: Clients, samples: list[Sample], recorded: list[str], *, faults: dict[str, int], seconds: float) -> Outcome:
     """The verdict."""
     account = clients.account
     known = set(recorded)
-    problems = []
-    grown: list[Growth] = growths(samples)
-    if seconds >= JUDGED_FROM_S:
-        problems += [
-            f"{one.column} grew from {one.second_fifth:,.0f} to {one.last_fifth:,.0f}"
-            for one in grown if one.too_much and one.column not in ("leases", "waiting")
-        ]  # fmt: skip
-    if leases:
-        problems.append(f"{leases:.0f} requests are still in flight after everything has ended")
+    problems, grown = _grown(samples, seconds)
     if lost := account.ids - known:
         problems.append(f"{len(lost)} ids that clients saw are not in history, such as {min(lost)}")
     if len(recorded) != len(known):
@@ -192,25 +264,23 @@ def judge(
         f"{seconds / 60:g} minutes of {CLIENTS} clients, after {FILL_REQUESTS:,} requests that filled the tables; faults: {faults}",
         *(f"{name}: {value}" for name, value in shown(account).items()),
         f"in history: {len(known)} (every id that a client saw: {'yes' if account.ids <= known else 'no'})",
-        f"leases at the end: {leases:.0f}",
-        "growth, median of the second fifth -> of the last fifth"
-        + ("" if seconds >= JUDGED_FROM_S else f" (shown, not judged, in less than {JUDGED_FROM_S / 60:.0f} minutes)") + ":",
-        *(f"  {one.column}: {one.second_fifth:,.0f} -> {one.last_fifth:,.0f}" for one in grown),
+        *grown,
         "VERDICT: " + ("good" if not problems else "bad"), *(f"  {problem}" for problem in problems),
     ]  # fmt: skip
     return Outcome(problems, "\n".join(told))
 
 
-def soak(place: Path, *, minutes: float, seed: int, console: Console) -> tuple[Outcome, list[Sample]]:
+def soak(place: Path, *, minutes: float, seed: int, console: Console, rest_s: float = REST_S) -> tuple[Outcome, list[Sample]]:
     """Everything, from start to verdict."""
     seconds = minutes * 60
-    samples: list[Sample] = []
-    with open_world(place) as world:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+    with open_world(place) as world, Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("soak", total=seconds, said="")
         clients = Clients(world.ports, seed=seed)
-        trio.run(lambda: _run(world, clients, samples, seconds=seconds, seed=seed, console=console))
-        leases = world.behind.wait_idle(within_s=DRAIN_S)
+        course = Course(world, clients, seconds, rest_s, random.Random(seed))
+        trio.run(course.run, lambda passed, said: progress.update(bar, completed=passed, said=said))
         data_dir, faults = world.behind.data_dir, world.faults
-    return judge(clients, samples, _recorded(data_dir), leases=leases, faults=faults, seconds=seconds), samples
+    return judge(clients, course.samples, _recorded(data_dir), faults=faults, seconds=seconds), course.samples
 
 
 def main() -> int:

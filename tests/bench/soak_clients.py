@@ -4,6 +4,7 @@ Decides the mixture. Knows no program, only ports. Invariant: a request counts a
 had an answer's beginning or for `PATIENT_S`; only then must history know it.
 """
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -74,18 +75,21 @@ def _id_of(head: bytes) -> str:
 
 
 class Clients:
-    """So many clients, each asking one thing after the other through one of `ports`, until `stopping` is set."""
+    """Clients that ask one thing after the other through one of `ports`. `stopping`: those of `run` end with what they asked last."""
 
     def __init__(self, ports: Sequence[int], *, seed: int) -> None:
         self.account = Account()
         self.stopping = False
         self._ports = ports
         self._seed = seed
+        self._numbers = itertools.count()
 
     async def run(self, count: int) -> None:
+        """So many clients, until `stopping` is set and all have ended. May be called again: others come then."""
+        self.stopping = False
         async with trio.open_nursery() as nursery:
-            for number in range(count):
-                nursery.start_soon(self._client, random.Random(self._seed * 1000 + number))
+            for _ in range(count):
+                nursery.start_soon(self._client, random.Random(self._seed * 1000 + next(self._numbers)))
 
     async def fill(self, requests: int, count: int) -> None:
         """So many small requests by so many clients without a pause, each with a prompt of its own."""

@@ -1,7 +1,8 @@
 """Quick tests of the harness, and the bar that holds on any machine, however busy; `make bench` and `make prove` judge the others."""
 
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.bench.client import Order
 from tests.bench.sides import DIRECT, EDGE, EDGE_GATEWAYS, EMBEDDED, EMBEDDED_ON, NGINX, coordinator, stage
 from tests.bench.soak import judge, soak
 from tests.bench.soak_clients import Clients
-from tests.bench.soak_watch import Sample, growths
+from tests.bench.soak_watch import COUNTED, Sample, growths, rests
 from tests.bench.streams import MODEL, seen, streamers
 
 KINDS = {kind.name: kind for kind in measure.KINDS}
@@ -113,30 +114,103 @@ def samples(**columns: list[float]) -> list[Sample]:
     ]  # fmt: skip
 
 
-def test_growth_is_what_the_last_fifth_has_more_than_the_second() -> None:
+def resting(at_s: float, *, leases: float | None = 0.0, **values: float) -> list[Sample]:
+    """A whole rest, one sample each ten seconds: kept connections, thirty more descriptors, end after a minute."""
+    kept = {name: [value + 30] * 7 + [value] * COUNTED for name, value in values.items()}
+    return [
+        Sample(at_s + 10 * at, {**{name: numbers[at] for name, numbers in kept.items()}, "leases": leases, "waiting": 0.0}, at_rest=True)
+        for at in range(7 + COUNTED)
+    ]
+
+
+def made_up(files: Callable[[float], float], *, memory: Callable[[float], float] = lambda _: 50e6, seconds: int = 1800) -> list[Sample]:
+    """The samples of a soak with one program. `files` and `memory`: what it holds that no connection explains, after so many seconds."""
+    dice = random.Random(1)
+    shifts = [range(0, int(seconds * 0.3), 3), range(int(seconds * 0.3), seconds, 3)]
+    found: list[Sample] = []
+    for number, shift in enumerate(shifts):
+        for at in shift:
+            kept = dice.randrange(10) + 50 * at / seconds  # the load of the last minute, which happens to rise
+            values = {"x_bytes": memory(at), "x_files": files(at) + kept, "leases": 20.0, "waiting": 0.0}
+            found.append(Sample(at + 120.0 * number, values))
+        found += [
+            Sample(one.at_s, {"x_bytes": memory(shift.stop), **one.values}, at_rest=True)
+            for one in resting(shift.stop + 120.0 * number, x_files=files(shift.stop))
+        ]
+    return found
+
+
+def judged(seen_: list[Sample], *, seconds: float = 1800.0) -> list[str]:
+    """The problems of a soak in which nothing was forgotten."""
+    clients = Clients([1], seed=1)
+    clients.account.sent, clients.account.ids = 3, {"a", "b"}
+    return judge(clients, seen_, ["a", "b", "c"], faults={}, seconds=seconds).problems
+
+
+def test_memory_grows_when_the_last_fifth_has_more_than_the_second() -> None:
     steady, jump, leak = [50e6] * 100, [50e6] + [90e6] * 99, [50e6 + number * 1e6 for number in range(100)]
-    found = {one.column: one.too_much for one in growths(samples(a_bytes=steady, b_bytes=jump, c_bytes=leak, d_files=[30.0] * 100))}
-    assert found == {"a_bytes": False, "b_bytes": False, "c_bytes": True, "d_files": False}
+    seen_ = samples(a_bytes=steady, b_bytes=jump, c_bytes=leak)
+    found = {one.column: one.too_much for one in growths(seen_ + resting(1000.0, a_bytes=900e6))}
+    assert found == {"a_bytes": False, "b_bytes": False, "c_bytes": True}
+
+
+def test_connections_that_are_kept_are_no_growth() -> None:
+    seen_ = made_up(lambda _: 12)
+    (files,) = [one for one in growths(seen_) if one.column == "x_files"]
+    assert files.later > files.earlier + 16
+    assert judged(seen_) == []
+
+
+@pytest.mark.parametrize("seconds", [1800, 300])
+def test_descriptors_that_leak_are_growth(seconds: int) -> None:
+    leaking = made_up(lambda at_s: 12 + at_s // 40, seconds=seconds)  # one for each fault of a kind, say
+    assert judged(leaking, seconds=seconds) == [f"x_files grew from {12 + seconds * 3 // 400} to {12 + seconds // 40}"]
+    assert judged(made_up(lambda at_s: 12 + 3 * (at_s > seconds / 2), seconds=seconds), seconds=seconds) == []
+
+
+def test_memory_that_leaks_is_growth() -> None:
+    def memory(at_s: float) -> float:
+        return 50e6 + at_s * 20e3
+
+    (problem,) = judged(made_up(lambda _: 12, memory=memory))
+    assert problem.startswith("x_bytes grew from 60,")
+    assert judged(made_up(lambda _: 12, memory=memory, seconds=900), seconds=900) == []
+
+
+def test_half_an_hour_is_judged_only_by_whole_rests() -> None:
+    whole = made_up(lambda _: 12)
+    short = [sample for sample in whole if not sample.at_rest or sample.at_s < 1990]
+    assert judged(short) == ["there were no two rests of 70 s, so descriptors cannot be judged"]
+    gone = [*whole, Sample(2100.0, {**whole[-1].values, "x_files": None}, at_rest=True)]
+    assert judged(gone) == ["nothing is left of what x_files counts"]
+
+
+@pytest.mark.parametrize(
+    ("leases", "problem"),
+    [(1.0, "1 requests are still in flight after everything has ended"), (None, "the coordinator did not say what is in flight")],
+)
+def test_leases_that_stay_are_told(leases: float | None, problem: str) -> None:
+    (found,) = judged([*made_up(lambda _: 12), Sample(2050.0, {}), *resting(2100.0, leases=leases, x_files=12)])
+    assert found.startswith(problem)
 
 
 def test_the_soak_says_what_history_does_not_know() -> None:
     clients = Clients([1], seed=1)
     clients.account.sent, clients.account.ids = 3, {"a", "b"}
-    told: dict[str, Any] = {"leases": 0.0, "faults": {}, "seconds": 600.0}
-    assert judge(clients, samples(x_bytes=[1.0] * 60), ["a", "b", "c"], **told).problems == []
-    assert "not in history, such as b" in judge(clients, samples(x_bytes=[1.0] * 60), ["a", "c", "d"], **told).text
-    assert judge(clients, samples(x_bytes=[1.0] * 60), ["a", "b"], **told).problems == [
-        "3 requests were sent (0 of them without an answer), and history has 2"
-    ]
-    assert "VERDICT: bad" in judge(clients, samples(x_bytes=[1.0] * 60), ["a", "b", "c"], **{**told, "leases": 1.0}).text
+    seen_ = resting(0.0, x_files=12)
+    told: dict[str, Any] = {"faults": {}, "seconds": 600.0}
+    assert judge(clients, seen_, ["a", "b", "c"], **told).problems == []
+    assert "not in history, such as b" in judge(clients, seen_, ["a", "c", "d"], **told).text
+    assert judge(clients, seen_, ["a", "b"], **told).problems == ["3 requests were sent (0 of them without an answer), and history has 2"]
 
 
 @pytest.mark.slow
 def test_a_short_soak_ends_well(tmp_path: Path) -> None:
     more_files()
-    outcome, seen_ = soak(tmp_path, minutes=0.1, seed=1, console=Console(quiet=True))
+    outcome, seen_ = soak(tmp_path, minutes=0.1, seed=1, console=Console(quiet=True), rest_s=1.0)
     assert outcome.problems == [], outcome.text
-    assert len(seen_) >= 3
+    assert [one.leases for one in rests(seen_)] == [0, 0]
+    assert len([one for one in seen_ if not one.at_rest]) >= 3
 
 
 def test_made_records_are_there_for_a_coordinator(tmp_path: Path) -> None:
