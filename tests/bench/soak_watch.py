@@ -24,9 +24,9 @@ REST_S = IDLE_S + 10.0
 `IDLE_S`, nginx by `keepalive_timeout`; watches and clocks are a second or two late."""
 COUNTED = 5
 """Samples at the end of a rest. What each of them has is held; an agent's heartbeat comes and goes."""
-HELD_MORE_MAX = 4
-"""Descriptors from the first rest to the last: what a program opens when it first needs it, and keeps. In half an hour a leak of one for
-each fault of a kind, or for each few thousand requests, is more."""
+HELD_MORE_MAX = 6
+"""Descriptors from the first rest to the last: two calls of agents that meet a third, each with three descriptors for a minute. A leak of
+one for each fault of the rarest kind, a dozen in half an hour between the rests, or for each few thousand requests, is more."""
 
 
 @dataclass(frozen=True)
