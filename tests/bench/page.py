@@ -86,7 +86,8 @@ def page() -> str:
         f"{section(part, result)}\n\nMeasured with `{found.command}` on {found.machine}." for part, (found, result) in kept.items()
     )
     if SOAKED.is_file():
-        sections += f"\n\n## Soak\n\n`make soak` (`MINUTES=30` by default; how it judges: [operators.md](operators.md#memory)), as it ended last:\n\n```\n{SOAKED.read_text().rstrip()}\n```"
+        told = "`make soak` (`MINUTES=30` by default; how it judges: [operators.md](operators.md#memory)), as it ended last:"
+        sections += f"\n\n## Soak\n\n{told}\n\n```\n{SOAKED.read_text().rstrip()}\n```"
     return f"""# Performance
 
 `make bench` measures all of this and writes the page; `.venv/bin/python -m tests.bench PART...` measures only `speed`, `selection`,
