@@ -266,6 +266,6 @@ _OWN: Final = ("status", "state", "detail", "cpu_usage", "memory_usage", "instal
 _SAME: Final = tuple(name for name in AgentView.__struct_fields__ if name not in _OWN)
 
 
-def blank() -> Agent:
+def blank_agent() -> Agent:
     """One of which nothing is known, to be filled with what was kept of another (`core.snapshot`)."""
     return Agent(AgentId(""), Upstream(host="", port=0), state=AgentState.PENDING, now_unix=UnixMs(0))

@@ -80,7 +80,7 @@ def turned(request: Request, registry: Registry) -> bool:
     request.renamed = came.others[at]
     request.key = normalise(request.renamed)
     request.came = msgspec.structs.replace(came, model=request.renamed, others=came.others[at + 1 :])
-    request.ask = msgspec.structs.replace(request.ask, key=request.key if came.route.runs_model else None)
+    request.ask = request.ask.of(request.key if came.route.runs_model else None)
     request.tried, request.busy = dict.fromkeys(came.excluded, 2), {}
     return True
 

@@ -34,7 +34,7 @@ from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
 from core.scoring import MANY, Choice, Load, Strategy, best_first, some_best
-from core.structs import Entry
+from core.structs import mypyc_attr
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
 from core.views import Candidate, Decision
 from core.warm import Glance, Row
@@ -60,12 +60,16 @@ _Raw = tuple[float, str, list[Row] | Glance, AgentId | None, Mapping[str, str]]
 when somebody asks."""
 
 
-class _Explained(Entry):
+@mypyc_attr(acyclic=True)
+class _Explained:
     """What is kept of a recent request: its model, decisions, and when it was expected to start and did (ms since it came)."""
 
-    model: str | None
-    made: tuple[_Raw, ...] = ()
-    started: tuple[float | None, float | None] | None = None
+    __slots__ = ("made", "model", "started")
+
+    def __init__(self, model: str | None, made: tuple[_Raw, ...] = ()) -> None:
+        self.model = model
+        self.made = made
+        self.started: tuple[float | None, float | None] | None = None
 
 
 class Dispatcher(Part):

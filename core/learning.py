@@ -17,7 +17,7 @@ from typing import Final
 
 from core.config import RouterConfig
 from core.parts import Part
-from core.structs import Fact
+from core.structs import Fact, mypyc_attr
 from core.units import MICROS_PER_S, AgentId, Instant, ModelKey
 
 MODELS_MAX: Final = 4096
@@ -62,14 +62,24 @@ class Sample(Fact, frozen=True):
     """From forwarding to the end, of a request that caused no load."""
 
 
-class Rates(Fact, frozen=True):
-    """What a request costs on one node: `overhead_us + prompt tokens * prefill_ns + output tokens * decode_ns`, and a load."""
+@mypyc_attr(acyclic=True)
+class Rates:
+    """What a request costs on one node: `overhead_us + prompt tokens * prefill_ns + output tokens * decode_ns`, and a load. `decode_ns` is
+    node time per output token: with several slots a token takes its share of the batch. Never changed."""
 
-    prefill_ns: int
-    decode_ns: int
-    """Node time per output token: with several slots a token takes its share of the batch."""
-    overhead_us: int
-    load_us: int
+    __slots__ = ("decode_ns", "load_us", "overhead_us", "prefill_ns")
+
+    def __init__(self, prefill_ns: int, decode_ns: int, overhead_us: int, load_us: int) -> None:
+        self.prefill_ns: Final = prefill_ns
+        self.decode_ns: Final = decode_ns
+        self.overhead_us: Final = overhead_us
+        self.load_us: Final = load_us
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rates) and self._all() == other._all()
+
+    def _all(self) -> tuple[int, int, int, int]:
+        return self.prefill_ns, self.decode_ns, self.overhead_us, self.load_us
 
 
 class _Pair:

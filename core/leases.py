@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 
 from core.errors import LocalError
 from core.parts import Part
-from core.structs import Fact
+from core.structs import mypyc_attr
 from core.units import NEVER, AgentId, Instant, LeaseId, ModelKey, RequestId
 
 K = TypeVar("K", bound=Hashable)
@@ -84,13 +84,17 @@ class Expiry(Generic[K]):
         return taken
 
 
-class Held(Fact, frozen=True):
-    """One live lease. `key` is None when the request does not run a model."""
+@mypyc_attr(acyclic=True)
+class Held:
+    """One live lease. `key` is None when the request does not run a model. Never changed."""
 
-    lease_id: LeaseId
-    request_id: RequestId
-    agent_id: AgentId
-    key: ModelKey | None
+    __slots__ = ("agent_id", "key", "lease_id", "request_id")
+
+    def __init__(self, lease_id: LeaseId, request_id: RequestId, agent_id: AgentId, key: ModelKey | None) -> None:
+        self.lease_id: Final = lease_id
+        self.request_id: Final = request_id
+        self.agent_id: Final = agent_id
+        self.key: Final = key
 
 
 class Ledger(Part):

@@ -16,7 +16,7 @@ from core.health import Verdict
 from core.learning import Sample
 from core.names import display, normalise
 from core.scoring import Ask
-from core.structs import Entry
+from core.structs import mypyc_attr
 from core.units import AgentId, Instant, LeaseId, ModelKey, RequestId
 
 BUSY_TEXT: Final = "server busy, please try again.  maximum pending requests exceeded"
@@ -56,68 +56,80 @@ class Phase(enum.Enum):
 
 _NEW: Final = Phase.NEW
 _SUCCESS: Final = Ending.SUCCESS
+_KNOWN_NOWHERE: Final[Mapping[AgentId, int]] = {}
 
 
-class Request(Entry):
-    """One request from `RequestCame` to `Settled`; `begin` makes it. Never part of a cycle."""
+@mypyc_attr(acyclic=True)
+class Request:
+    """One request from `RequestCame` to `Settled`; `begin` makes it. Never part of a cycle. No struct, for compiled code reads and writes
+    attributes of its own classes at once."""
 
-    id: RequestId
-    came: RequestCame
-    key: ModelKey | None
-    ask: Ask
-    at: Instant
-    number: int
-    """Of arrival, over all requests."""
-    client: str
-    tried: dict[AgentId, int]
-    """Nodes that are out for this request, and how often they were tried."""
-    started_at: Instant
-    """When the present or the last attempt began."""
-    waiting_since: Instant
-    phase: Phase = _NEW
-    agent: Agent | None = None
-    """Of the present or the last attempt."""
-    lease_id: LeaseId | None = None
-    attempt: int = 0
-    first_byte_at: Instant | None = None
-    freed_at: Instant | None = None
-    """When its lease was given back, before its end was told."""
-    cold: bool = False
-    """Whether the present attempt makes the node load the model."""
-    alone: bool = False
-    """Whether no other load ran there when it began."""
-    busy: dict[AgentId, None] = {}  # noqa: RUF012  msgspec gives each one its own
-    """Nodes that said 503; they come back when nobody else is left."""
-    victims: tuple[ModelKey, ...] = ()
-    """Models that the node that was just chosen has to unload for it."""
-    barred: dict[str, str] = {}  # noqa: RUF012
-    """Nodes that the last decision passed over, by name, and why."""
-    renamed: str | None = None
-    """The model that it has turned to, in the operator's spelling; None: the one it came for."""
-    resumed: bool = False
-    """Whether its client already has the beginning of an answer, whose node failed, and shall get the rest from another one."""
-    held: bool = False
-    """Whether it was held back to spare a runner with other options."""
-    beside: int = 0
-    """How many requests for its model were on the node when it was sent there, itself included."""
-    cached: Mapping[AgentId, int] = {}
-    """Nodes that were believed to know the beginning of its prompt when it was placed, and how many tokens of it."""
-    leaks: int = 0
-    """How often it was taken off a node because it seemed to hang on a leaked slot."""
-    refused_by: tuple[Agent, ...] = ()
-    """Nodes that said their model cannot do this."""
-    spent: int = 0
-    """Attempts that may have cost a node work."""
-    failed: AttemptEnded | None = None
-    verdict: Verdict | None = None
-    attempts: tuple[Attempt, ...] = ()
-    plan: AgentId | None = None
-    """While it waits: the node that it waits for."""
-    why: str = ""
-    """While it waits: for what."""
-    expected_at: Instant | None = None
-    predicted_ms: float | None = None
-    waited_s: float = 0.0
+    __slots__ = (
+        "agent", "alone", "ask", "at", "attempt", "attempts", "barred", "beside", "busy", "cached", "came", "client", "cold",
+        "expected_at", "failed", "first_byte_at", "freed_at", "held", "id", "key", "leaks", "lease_id", "number", "phase", "plan",
+        "predicted_ms", "refused_by", "renamed", "resumed", "spent", "started_at", "tried", "verdict", "victims", "waited_s",
+        "waiting_since", "why",
+    )  # fmt: skip
+
+    def __init__(self, came: RequestCame, key: ModelKey | None, ask: Ask, number: int, tried: dict[AgentId, int], now: Instant) -> None:
+        self.id = came.request_id
+        self.came = came
+        self.key = key
+        self.ask = ask
+        self.at = now
+        self.number = number
+        """Of arrival, over all requests."""
+        self.client = came.client
+        self.tried = tried
+        """Nodes that are out for this request, and how often they were tried."""
+        self.started_at = now
+        """When the present or the last attempt began."""
+        self.waiting_since = now
+        self.phase: Phase = _NEW
+        self.agent: Agent | None = None
+        """Of the present or the last attempt."""
+        self.lease_id: LeaseId | None = None
+        self.attempt = 0
+        self.first_byte_at: Instant | None = None
+        self.freed_at: Instant | None = None
+        """When its lease was given back, before its end was told."""
+        self.cold = False
+        """Whether the present attempt makes the node load the model."""
+        self.alone = False
+        """Whether no other load ran there when it began."""
+        self.busy: dict[AgentId, None] = {}
+        """Nodes that said 503; they come back when nobody else is left."""
+        self.victims: tuple[ModelKey, ...] = ()
+        """Models that the node that was just chosen has to unload for it."""
+        self.barred: dict[str, str] = {}
+        """Nodes that the last decision passed over, by name, and why."""
+        self.renamed: str | None = None
+        """The model that it has turned to, in the operator's spelling; None: the one it came for."""
+        self.resumed = False
+        """Whether its client already has the beginning of an answer, whose node failed, and shall get the rest from another one."""
+        self.held = False
+        """Whether it was held back to spare a runner with other options."""
+        self.beside = 0
+        """How many requests for its model were on the node when it was sent there, itself included."""
+        self.cached: Mapping[AgentId, int] = _KNOWN_NOWHERE
+        """Nodes that were believed to know the beginning of its prompt when it was placed, and how many tokens of it. Never changed, but
+        replaced."""
+        self.leaks = 0
+        """How often it was taken off a node because it seemed to hang on a leaked slot."""
+        self.refused_by: tuple[Agent, ...] = ()
+        """Nodes that said their model cannot do this."""
+        self.spent = 0
+        """Attempts that may have cost a node work."""
+        self.failed: AttemptEnded | None = None
+        self.verdict: Verdict | None = None
+        self.attempts: tuple[Attempt, ...] = ()
+        self.plan: AgentId | None = None
+        """While it waits: the node that it waits for."""
+        self.why = ""
+        """While it waits: for what."""
+        self.expected_at: Instant | None = None
+        self.predicted_ms: float | None = None
+        self.waited_s = 0.0
 
     @property
     def kind(self) -> Kind:
@@ -225,8 +237,15 @@ def _of_both(settled: Settled) -> Usage | None:
 
 def begin(event: RequestCame, key: ModelKey | None, ask: Ask, number: int, now: Instant) -> Request:
     """A request that has just come."""
-    tried: dict[AgentId, int] = dict.fromkeys(event.excluded, 2) if event.excluded else {}
-    return Request(event.request_id, event, key, ask, now, number, event.client, tried, now, now)
+    excluded = event.excluded
+    tried: dict[AgentId, int] = dict.fromkeys(excluded, 2) if excluded else {}
+    return Request(event, key, ask, number, tried, now)
+
+
+def blank_request() -> Request:
+    """One of which nothing is known, to be filled with what was kept of another (`core.snapshot`)."""
+    came = RequestCame(request_id=RequestId(""), route=Route.SHOW, model=None)
+    return Request(came, None, Ask(None, "", 0, 0, needs_slot=False), 0, {}, Instant(0.0))
 
 
 def expected_output(event: RequestCame, mean: int) -> int:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from core.config import RouterConfig
 from core.learning import Rates, Speeds
 from core.parts import Part
-from core.structs import Fact
+from core.structs import mypyc_attr
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, ModelKey
 from core.warm import Board, Glance, Row
 
@@ -51,57 +51,90 @@ METRIC_SCALE: Final = 1000
 """`metrics` scores in thousandths, so that they are integers."""
 
 _NOTHING_KNOWN: Final[Mapping[AgentId, Rates]] = {}
+_NOBODY: Final[Mapping[AgentId, int]] = {}
 
 _score_of_row = itemgetter(1)
 
 
-class Ask(Fact, frozen=True):
-    """What a strategy needs to know of a request."""
+@mypyc_attr(acyclic=True)
+class Ask:
+    """What a strategy needs to know of a request. `key` None: any node, no model is run. `capped`: whether an admin's cap on a node holds
+    for it: all that may run a model (a body whose model cannot be read may), not what only asks or unloads. Never changed."""
 
-    key: ModelKey | None
-    """None: any node, no model is run."""
-    options: str
-    input_tokens: int
-    output_tokens: int
-    needs_slot: bool
-    capped: bool = True
-    """Whether an admin's cap on a node holds for it: all that may run a model (a body whose model cannot be read may), not what only asks
-    or unloads."""
+    __slots__ = ("capped", "input_tokens", "key", "needs_slot", "options", "output_tokens")
 
+    def __init__(
+        self, key: ModelKey | None, options: str, input_tokens: int, output_tokens: int, needs_slot: bool, capped: bool = True
+    ) -> None:
+        self.key: Final = key
+        self.options: Final = options
+        self.input_tokens: Final = input_tokens
+        self.output_tokens: Final = output_tokens
+        self.needs_slot: Final = needs_slot
+        self.capped: Final = capped
 
-class Load(Fact, frozen=True):
-    """What is in flight where. The mappings are their owners' own."""
-
-    on: Mapping[AgentId, Mapping[LeaseId, "Held"]]
-    """Leases per node."""
-    of_model: Mapping[AgentId, int]
-    """Number of leases of the request's model per node."""
-    ahead: Mapping[AgentId, int]
-    """Number of requests per node that wait for it and come before this one."""
-    cached: Mapping[AgentId, int] = {}
-    """Nodes that know a part of its prompt: how many tokens (`core.affinity`)."""
-    news: int | None = None
-    """Number that rises whenever a model comes into some node's memory (`core.inventory.News`); None: nobody counts."""
+    def of(self, key: ModelKey | None) -> "Ask":
+        """The same, of another model."""
+        return Ask(key, self.options, self.input_tokens, self.output_tokens, self.needs_slot, self.capped)
 
 
-class Choice(Fact, frozen=True):
-    """What a strategy chose."""
+@mypyc_attr(acyclic=True)
+class Load:
+    """What is in flight where. The mappings are their owners' own: leases per node; number of leases of the request's model per node;
+    number of requests per node that wait for it and come before this one; nodes that know a part of its prompt, and how many tokens of it
+    (`core.affinity`). `news`: number that rises whenever a model comes into some node's memory (`core.inventory.News`); None: nobody
+    counts."""
 
-    agent: "Agent"
-    room: bool
-    """Whether the request may go there now."""
-    rows: list[Row]
-    start_us: int = 0
-    """Expected time until the node begins to answer."""
-    work_us: int = 0
-    patience: int | None = None
-    """With no room: how many more of the same kind would rather wait for this node than take the best one that has room; None: all, for
-    there is no such node."""
-    spared: bool = False
-    """Whether some node that has the model loaded with other options would have been as good, were a reload free."""
-    warm: Glance | None = None
-    """Set by `at_once`: the model is known to be in memory there, with room and with these options, so that nothing stands in the way. It
-    has the rows, when somebody asks for them."""
+    __slots__ = ("ahead", "cached", "news", "of_model", "on")
+
+    def __init__(
+        self,
+        on: Mapping[AgentId, Mapping[LeaseId, "Held"]],
+        of_model: Mapping[AgentId, int],
+        ahead: Mapping[AgentId, int],
+        cached: Mapping[AgentId, int] = _NOBODY,
+        news: int | None = None,
+    ) -> None:
+        self.on: Final = on
+        self.of_model: Final = of_model
+        self.ahead: Final = ahead
+        self.cached: Final = cached
+        self.news: Final = news
+
+
+@mypyc_attr(acyclic=True)
+class Choice:
+    """What a strategy chose. Never changed.
+
+    * `room`: whether the request may go there now; `start_us`: expected time until the node begins to answer.
+    * `patience`, with no room: how many more of the same kind would rather wait for this node than take the best one that has room; None:
+      all, for there is no such node.
+    * `spared`: whether some node that has the model loaded with other options would have been as good, were a reload free.
+    * `warm`, set by `at_once`: the model is known to be in memory there, with room and with these options, so that nothing stands in the
+      way. It has the rows, when somebody asks for them.
+    """
+
+    __slots__ = ("agent", "patience", "room", "rows", "spared", "start_us", "warm", "work_us")
+
+    def __init__(
+        self,
+        agent: "Agent",
+        room: bool,
+        rows: list[Row],
+        start_us: int = 0,
+        work_us: int = 0,
+        patience: int | None = None,
+        spared: bool = False,
+        warm: Glance | None = None,
+    ) -> None:
+        self.agent: Final = agent
+        self.room: Final = room
+        self.rows: Final = rows
+        self.start_us: Final = start_us
+        self.work_us: Final = work_us
+        self.patience: Final = patience
+        self.spared: Final = spared
+        self.warm: Final = warm
 
 
 _Warm = tuple[int, Sequence["Agent"], Sequence["Agent"], Rates]

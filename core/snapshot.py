@@ -23,12 +23,15 @@ from typing import Any, Final, get_origin
 
 import msgspec
 
-from core.agents import Agent, blank
+from core.agents import Agent, blank_agent
 from core.dispatch import _Explained
 from core.errors import LocalError, RemoteError
-from core.learning import _Pair, _Scaled
+from core.learning import Rates, _Pair, _Scaled
+from core.leases import Held
 from core.parts import Part
+from core.requests import Request, blank_request
 from core.router import Router
+from core.scoring import Ask
 from core.units import Instant
 
 NODES_PER_PART: Final = 100
@@ -45,8 +48,11 @@ _COMPILED_NAMES: Final = "__mypyc_attrs__"
 """Where a compiled class (`native`) has the names of its attributes."""
 _DICTS: Final = (dict, OrderedDict)
 _CONTAINERS: Final = (*_DICTS, list)
-_FLAT: Final = frozenset((_Pair, _Scaled))
-"""Small objects that stand in one dict each, by the thousands, and hold nothing that changes."""
+_FLAT: Final[dict[type, tuple[str, ...]]] = {_Pair: (), _Scaled: (), Request: ("barred", "busy", "tried")}
+"""Objects that stand in one dict each, by the thousands, and hold nothing that changes but these containers of their own."""
+_BLANKS: Final[dict[type, Callable[[], Any]]] = {Agent: blank_agent, Request: blank_request}
+_FACTS: Final = frozenset((Ask, Held, Rates))
+"""Classes whose objects never change: shared."""
 
 
 class Ref(msgspec.Struct, frozen=True, gc=False):
@@ -117,7 +123,7 @@ def names_of(kind: Any) -> tuple[str, ...]:
 def _is_atom(kind: type) -> bool:
     if issubclass(kind, msgspec.Struct):
         return kind.__struct_config__.frozen
-    return issubclass(kind, (*_PLAIN, Enum, frozenset))
+    return kind in _FACTS or issubclass(kind, (*_PLAIN, Enum, frozenset))
 
 
 def _ties(value: Any) -> bool:
@@ -137,6 +143,21 @@ def _cells(kind: type, values: Iterable[Any]) -> list[Any]:
             setattr(copied, name, getattr(value, name).copy())
         copies.append(copied)
     return copies
+
+
+def _rows(kind: type, values: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """The attributes of objects of one class of `_FLAT`, with copies of their containers."""
+    names = _plan(kind).names
+    rows = map(attrgetter(*names), values)
+    own = [names.index(name) for name in _FLAT[kind]]
+    if not own:
+        yield from rows
+        return
+    for row in rows:
+        copied = list(row)
+        for index in own:
+            copied[index] = copied[index].copy()
+        yield tuple(copied)
 
 
 class _Taker:
@@ -184,7 +205,7 @@ class _Taker:
                 return dict(value)
             first: Any = type(next(iter(values)))
             if first in _FLAT:
-                return _Flat(first, tuple(value), tuple(map(attrgetter(*_plan(first).names), values)))
+                return _Flat(first, tuple(value), tuple(_rows(first, values)))
             if issubclass(first, msgspec.Struct) and first not in atoms and not first.__struct_config__.frozen:
                 return dict(zip(value, _cells(first, values), strict=True))
             return {key: part if type(part) in atoms else hold(part) for key, part in value.items()}
@@ -247,8 +268,8 @@ def plain(value: Any, refs: dict[int, tuple[Ref, Any]] | None = None) -> Any:
         return ["x", _name(value.kind), [plain(key, refs) for key in value.keys], [plain(part, refs) for part in value.values]]
     if isinstance(value, Enum):
         return ["e", _name(kind), value.name]
-    if issubclass(kind, msgspec.Struct):
-        return ["s", _name(kind), [plain(getattr(value, name), refs) for name in kind.__struct_fields__]]
+    if kind in _FACTS or issubclass(kind, msgspec.Struct):
+        return ["s", _name(kind), [plain(getattr(value, name), refs) for name in names_of(kind)]]
     if refs is not None and id(value) in refs:
         return ["r", refs[id(value)][0].node]
     raise LocalError(f"a snapshot cannot hold a {kind.__qualname__} here")
@@ -336,8 +357,7 @@ class _Builder:
                 return kind_of(name)[member]
             case ["s", name, parts]:
                 kind = kind_of(name)
-                fields = kind.__struct_fields__
-                return kind(**{field: self.value(part) for field, part in zip(fields, parts, strict=True)})
+                return kind(**{field: self.value(part) for field, part in zip(names_of(kind), parts, strict=True)})
             case ["x", name, keys, rows]:
                 return {
                     self.value(key): self._filled(_made(name), _plan(kind_of(name)).names, map(self.value, row[1]))
@@ -379,4 +399,5 @@ class _Builder:
 def _made(name: str) -> Any:
     """An object of that class, to be filled. A compiled class makes none without what its `__init__` asks for."""
     kind = kind_of(name)
-    return blank() if kind is Agent else kind.__new__(kind)
+    make = _BLANKS.get(kind)
+    return kind.__new__(kind) if make is None else make()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from core.agents import CHOSEN_BITS
 from core.learning import Speeds
-from core.structs import Fact
+from core.structs import mypyc_attr
 from core.units import AgentId, ModelKey
 
 if TYPE_CHECKING:
@@ -47,18 +47,24 @@ _Group = tuple[int, int, int, float | None, list["Agent"]]
 """A kind, and the nodes that are of it."""
 
 
-class Glance(Fact, frozen=True):
-    """A choice from a board, as far as an explanation needs it. Made readable only when somebody asks."""
+@mypyc_attr(acyclic=True)
+class Glance:
+    """A choice from a board, as far as an explanation needs it. Made readable only when somebody asks.
 
-    chosen: Row
-    shown: tuple[tuple["Agent", int, int], ...]
-    """Nodes, each with the number of its kind, and what a load of the model takes there; what is left of other loads is not in it, nor what
-    it would push out."""
-    ranks: list[int]
-    """Of each of `shown`."""
-    works: list[int]
-    own: Mapping[AgentId, int]
-    """Work on nodes that know a part of the prompt."""
+    `shown`: nodes, each with the number of its kind, and what a load of the model takes there; what is left of other loads is not in it,
+    nor what it would push out. `ranks`: of each of `shown`. `own`: work on nodes that know a part of the prompt.
+    """
+
+    __slots__ = ("chosen", "own", "ranks", "shown", "works")
+
+    def __init__(
+        self, chosen: Row, shown: tuple[tuple["Agent", int, int], ...], ranks: list[int], works: list[int], own: Mapping[AgentId, int]
+    ) -> None:
+        self.chosen: Final = chosen
+        self.shown: Final = shown
+        self.ranks: Final = ranks
+        self.works: Final = works
+        self.own: Final = own
 
     def rows(self) -> list[Row]:
         """As `Auto.choose` has them, the chosen one first."""

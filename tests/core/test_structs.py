@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from core.structs import Entry, Fact, Ordered
+from core.structs import Entry, Fact, Ordered, mypyc_attr
 
 
 def test_the_heirs_of_a_fact_are_not_changed_have_a_hash_and_are_not_looked_at_by_the_collector() -> None:
@@ -38,3 +38,10 @@ def test_the_heirs_of_what_is_ordered_are_compared_by_their_fields_in_their_orde
     assert sorted(ranks) == [Rank(1, 1), Rank(1, 2), Rank(2, 1)]
     with pytest.raises(AttributeError, match="immutable"):
         ranks[0].tag = 3
+
+
+def test_what_is_said_to_the_compiler_changes_nothing_for_the_interpreter() -> None:
+    class Plain:
+        pass
+
+    assert mypyc_attr(acyclic=True)(Plain) is Plain
