@@ -76,14 +76,17 @@ class Sink(Protocol):
         ...
 
 
-class Body(msgspec.Struct, eq=False, gc=False):
+class Body:
     """A request body that was read whole: in memory (`data`), or in a file. May be sent several times, one after the other."""
 
-    data: bytes | None
-    length: int
-    budget: BodyBudget
-    file: IO[bytes] | None = None
-    _closed: bool = False
+    __slots__ = ("_closed", "budget", "data", "file", "length")
+
+    def __init__(self, data: bytes | None, length: int, budget: BodyBudget, file: IO[bytes] | None = None) -> None:
+        self.data = data
+        self.length = length
+        self.budget = budget
+        self.file = file
+        self._closed = False
 
     async def send_to(self, conn: Sink) -> None:
         """Send all of it. Raises what `conn.send` raises."""
@@ -219,7 +222,8 @@ def _append(file: IO[bytes] | None, parts: list[bytes], directory: str | None) -
         for part in parts:
             view = memoryview(part)
             while view:
-                view = view[file.write(view) :]
+                written = file.write(view)
+                view = view[written:]
     except OSError:
         if made:
             file.close()

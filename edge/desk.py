@@ -7,7 +7,6 @@ until then.
 
 from typing import Protocol
 
-import msgspec
 import trio
 
 from core.errors import LocalError
@@ -27,17 +26,20 @@ class Attempt(Protocol):
         once the connection is closed."""
 
 
-class Desk(msgspec.Struct, eq=False):
+class Desk:
     """One per live request."""
 
-    request_id: RequestId
-    _answers: list[Answer] = []
-    _arrived: trio.Event | None = None
-    _attempt: Attempt | None = None
-    _to_begin: bool = False
-    """Whether an attempt was ordered that has not begun."""
-    _cut: Cut | None = None
-    """What ends that attempt as soon as it begins."""
+    __slots__ = ("_answers", "_arrived", "_attempt", "_cut", "_to_begin", "request_id")
+
+    def __init__(self, request_id: RequestId) -> None:
+        self.request_id = request_id
+        self._answers: list[Answer] = []
+        self._arrived: trio.Event | None = None
+        self._attempt: Attempt | None = None
+        self._to_begin = False
+        """Whether an attempt was ordered that has not begun."""
+        self._cut: Cut | None = None
+        """What ends that attempt as soon as it begins."""
 
     def put(self, effect: RequestEffect) -> None:
         """Leave `effect` here; called by the driver."""

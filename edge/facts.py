@@ -22,22 +22,60 @@ EMBEDS: Final = (Route.EMBED, Route.EMBEDDINGS, Route.V1_EMBEDDINGS)
 _MEMBER_MIN_BYTES: Final = len('"model":1,')
 
 
-class BodyFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a decision needs of a body. Fields as in `core.events.RequestCame`."""
+class BodyFacts:
+    """What a decision needs of a body. Fields as in `core.events.RequestCame`. Nobody changes them."""
 
-    model: str | None = None
-    problem: str | None = None
-    """Why there is no model: one sentence. None when there is one."""
-    stream: bool = False
-    runner_options: str = ""
-    input_tokens: int = 0
-    output_limit: int | None = None
-    constrained: bool = False
-    load_only: bool = False
-    unload: bool = False
-    prefixes: tuple[int, ...] = ()
-    named_once: bool = True
-    """The body says in one place only which model it means, so that everybody reads the same one."""
+    __slots__ = (
+        "constrained",
+        "input_tokens",
+        "load_only",
+        "model",
+        "named_once",
+        "output_limit",
+        "prefixes",
+        "problem",
+        "runner_options",
+        "stream",
+        "unload",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        problem: str | None = None,
+        stream: bool = False,
+        runner_options: str = "",
+        input_tokens: int = 0,
+        output_limit: int | None = None,
+        constrained: bool = False,
+        load_only: bool = False,
+        unload: bool = False,
+        prefixes: tuple[int, ...] = (),
+        named_once: bool = True,
+    ) -> None:
+        self.model = model
+        self.problem = problem
+        """Why there is no model: one sentence. None when there is one."""
+        self.stream = stream
+        self.runner_options = runner_options
+        self.input_tokens = input_tokens
+        self.output_limit = output_limit
+        self.constrained = constrained
+        self.load_only = load_only
+        self.unload = unload
+        self.prefixes = prefixes
+        self.named_once = named_once
+        """The body says in one place only which model it means, so that everybody reads the same one."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BodyFacts) and all(getattr(self, name) == getattr(other, name) for name in _FACTS)
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.prefixes))
+
+    def __repr__(self) -> str:
+        return f"BodyFacts({', '.join(f'{name}={getattr(self, name)!r}' for name in _FACTS)})"
 
     def came(self, request_id: RequestId, route: Route, client: str, model: str | None, others: tuple[str, ...] = ()) -> RequestCame:
         """What the router is told of such a request, of `client`, for `model`, or one of `others`."""
@@ -58,15 +96,25 @@ class BodyFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
-class _Plain(msgspec.Struct, frozen=True, gc=False):
-    """How one route's commonest body is read: a model, a short text, perhaps `stream`."""
+_FACTS: Final = (
+    "model", "problem", "stream", "runner_options", "input_tokens", "output_limit", "constrained", "load_only", "unload", "prefixes",
+    "named_once",
+)  # fmt: skip
 
-    decode: Callable[[bytes], Any]
-    text: Callable[[Any], msgspec.Raw]
-    bare_bytes: int
-    """That such a body has beside the values."""
-    is_kept: bool
-    """Whether a node keeps what it read."""
+
+class _Plain:
+    """How one route's commonest body is read: a model, a short text, perhaps `stream`.
+
+    `bare_bytes`: that such a body has beside the values. `is_kept`: whether a node keeps what it read.
+    """
+
+    __slots__ = ("bare_bytes", "decode", "is_kept", "text")
+
+    def __init__(self, decode: Callable[[bytes], Any], text: Callable[[Any], msgspec.Raw], bare_bytes: int, is_kept: bool) -> None:
+        self.decode = decode
+        self.text = text
+        self.bare_bytes = bare_bytes
+        self.is_kept = is_kept
 
 
 def _plain(route: Route, name: str) -> _Plain:

@@ -48,30 +48,48 @@ class Holder(Interface):
         """The wait is over."""
 
 
-class Carried(Desk, eq=False, kw_only=True):
+class Carried(Desk):
     """One request, and its desk. `holder` is set while its answer is held back."""
 
-    route: Route
-    stream: bool
-    connection: bytes | None = None
-    """nginx's name of its client's connection, where requests follow one another on that."""
-    holder: Holder | None = None
-    forward: Forward | None = None
-    """What nginx carries out, or was to."""
-    lease_id: LeaseId | None = None
-    agent_id: AgentId | None = None
-    since: float = 0.0
-    """When nginx was told the node."""
-    direct: bool = False
-    """The node has no gateway: what nginx says is all that will be known."""
-    handed: bool = False
-    """The embedded edge is to go on with it, without nginx having tried a node."""
-    freed: bool = False
-    """nginx said that it is over, so nobody will come for it; the gateway may still tell more."""
-    gone: bool = False
-    """The router gave its attempt up: nothing keeps its lease alive, and it may be over already."""
-    cut: str = ""
-    """What nginx said of the node breaking the answer off."""
+    __slots__ = (
+        "agent_id",
+        "connection",
+        "cut",
+        "direct",
+        "forward",
+        "freed",
+        "gone",
+        "handed",
+        "holder",
+        "lease_id",
+        "route",
+        "since",
+        "stream",
+    )  # fmt: skip
+
+    def __init__(self, request_id: RequestId, *, route: Route, stream: bool, connection: bytes | None = None) -> None:
+        super().__init__(request_id)
+        self.route = route
+        self.stream = stream
+        self.connection = connection
+        """nginx's name of its client's connection, where requests follow one another on that."""
+        self.holder: Holder | None = None
+        self.forward: Forward | None = None
+        """What nginx carries out, or was to."""
+        self.lease_id: LeaseId | None = None
+        self.agent_id: AgentId | None = None
+        self.since = 0.0
+        """When nginx was told the node."""
+        self.direct = False
+        """The node has no gateway: what nginx says is all that will be known."""
+        self.handed = False
+        """The embedded edge is to go on with it, without nginx having tried a node."""
+        self.freed = False
+        """nginx said that it is over, so nobody will come for it; the gateway may still tell more."""
+        self.gone = False
+        """The router gave its attempt up: nothing keeps its lease alive, and it may be over already."""
+        self.cut = ""
+        """What nginx said of the node breaking the answer off."""
 
     def put(self, effect: RequestEffect) -> None:
         """Leave `effect` here; who waits for it is told at once."""

@@ -6,10 +6,8 @@ did not end properly never ends properly for the client.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import trio
 
 from core.events import (
@@ -27,7 +25,7 @@ from core.events import (
     Usage,
     Wait,
 )
-from core.units import AgentId, RequestId
+from core.units import AgentId
 from edge.as_sent import as_sent
 from edge.body import Body, BodyBudget
 from edge.capture import Capture
@@ -54,70 +52,106 @@ UNLOAD_WITHIN_S: Final = 2.0
 CREDENTIAL_HEADER: Final = b"X-Ollama-Router-Credential"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyOptions:
-    """Limits of one proxy; None: no limit."""
+    """Limits of one proxy; None: no limit. `resume`: streams of plain text may go on from another node."""
 
-    answer_hold_bytes: int
-    first_token_timeout_s: float | None = None
-    stall_timeout_s: float | None = None
-    resume: bool = False
-    """Streams of plain text may go on from another node."""
+    __slots__ = ("answer_hold_bytes", "first_token_timeout_s", "resume", "stall_timeout_s")
+
+    def __init__(
+        self,
+        *,
+        answer_hold_bytes: int,
+        first_token_timeout_s: float | None = None,
+        stall_timeout_s: float | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.answer_hold_bytes = answer_hold_bytes
+        self.first_token_timeout_s = first_token_timeout_s
+        self.stall_timeout_s = stall_timeout_s
+        self.resume = resume
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """What all live requests of one proxy share."""
 
-    decider: Decider
-    pool: Pool
-    budget: BodyBudget
-    options: ProxyOptions
-    credential_of: Callable[[AgentId], bytes | None]
-    clock: Callable[[], float]
+    __slots__ = ("budget", "clock", "credential_of", "decider", "options", "pool")
+
+    def __init__(
+        self,
+        *,
+        decider: Decider,
+        pool: Pool,
+        budget: BodyBudget,
+        options: ProxyOptions,
+        credential_of: Callable[[AgentId], bytes | None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.decider = decider
+        self.pool = pool
+        self.budget = budget
+        self.options = options
+        self.credential_of = credential_of
+        self.clock = clock
 
 
-class Live(msgspec.Struct, eq=False):
+class Live:
     """One request between its coming and its end.
 
     What ends an attempt from outside (the client leaves, the router cuts, a limit passes) closes the node's connection and says why;
     the task that reads it finds out there. That costs nothing as long as nobody does; a cancel scope costs each request 5 to 9 µs.
     """
 
-    means: Means
-    conn: ClientConnection
-    head: RequestHead
-    route: Route
-    body: Body
-    stream: bool
-    desk: Desk
-    request_id: RequestId
-    sent: Body | Patched
-    """The body that the node gets, and the head, where they are not as they came."""
-    sent_head: RequestHead
-    model: str | None = None
-    """The model to name to the node; None: the one that the body names."""
-    resumable: Resumable | None = None
-    """Keeps what the client got, for another node to go on from; None: no other node can."""
-    kept: tuple[Kept, str] | None = None
-    """The last node's own error answer, and that node's name."""
-    explainer: Explainer | None = None
-    """Set when the client asked why, and may know."""
-    number: int = 0
-    """Its place in history, where that wants it."""
-    capture: Capture | None = None
-    """Takes what history wants; None: it wants nothing, or nothing yet."""
-    agent_id: AgentId | None = None
-    upstream: UpstreamConnection | None = None
-    progress: int = 0
-    heard_at: float = 0.0
-    _decoded: Body | None = None
-    _dialling: trio.CancelScope | None = None
-    _begun: bytes | None = None
-    """What is left to send of an attempt that was begun without a task; None: none was."""
-    _ended: Failure | None = None
-    _why: str = ""
-    _unload: tuple[str, ...] = ()
+    __slots__ = (
+        "_begun", "_decoded", "_dialling", "_ended", "_unload", "_why", "agent_id", "body", "capture", "conn", "desk", "explainer", "head",
+        "heard_at", "kept", "means", "model", "number", "progress", "request_id", "resumable", "route", "sent", "sent_head", "stream",
+        "upstream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        means: Means,
+        conn: ClientConnection,
+        head: RequestHead,
+        route: Route,
+        body: Body,
+        desk: Desk,
+        *,
+        stream: bool,
+    ) -> None:
+        self.means = means
+        self.conn = conn
+        self.head = head
+        self.route = route
+        self.body = body
+        self.stream = stream
+        self.desk = desk
+        self.request_id = desk.request_id
+        self.sent: Body | Patched = body
+        """The body that the node gets, and the head, where they are not as they came."""
+        self.sent_head = head
+        self.model: str | None = None
+        """The model to name to the node; None: the one that the body names."""
+        self.resumable: Resumable | None = None
+        """Keeps what the client got, for another node to go on from; None: no other node can."""
+        self.kept: tuple[Kept, str] | None = None
+        """The last node's own error answer, and that node's name."""
+        self.explainer: Explainer | None = None
+        """Set when the client asked why, and may know."""
+        self.number = 0
+        """Its place in history, where that wants it."""
+        self.capture: Capture | None = None
+        """Takes what history wants; None: it wants nothing, or nothing yet."""
+        self.agent_id: AgentId | None = None
+        self.upstream: UpstreamConnection | None = None
+        self.progress = 0
+        self.heard_at = 0.0
+        self._decoded: Body | None = None
+        self._dialling: trio.CancelScope | None = None
+        self._begun: bytes | None = None
+        """What is left to send of an attempt that was begun without a task; None: none was."""
+        self._ended: Failure | None = None
+        self._why = ""
+        self._unload: tuple[str, ...] = ()
 
     # ------------------------------------------------------------ from outside
 

@@ -170,8 +170,8 @@ class Proxy:
 
         What is returned must be finished, and `capture` be called before it is.
         """
-        decider, stream = self._decider, facts.stream
-        one = Live(self._means, conn, head, route, body, stream, decider.open_desk(request_id), request_id, body, head)
+        decider = self._decider
+        one = Live(self._means, conn, head, route, body, decider.open_desk(request_id), stream=facts.stream)
         if model is not facts.model:
             one.model = model
         if self._recorder is not None:
@@ -201,7 +201,7 @@ class Proxy:
             self._decider.close_desk(desk.request_id)
             raise
         try:
-            one = Live(self._means, conn, head, begun.route, body, begun.stream, desk, desk.request_id, body, head)
+            one = Live(self._means, conn, head, begun.route, body, desk, stream=begun.stream)
             if self._recorder is not None:
                 one.number = self._recorder.number()
             self.capture(one)

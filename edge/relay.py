@@ -37,7 +37,7 @@ FAILURES: Final = {failure.value.encode(): failure for failure in Failure}
 """By the header's value."""
 
 
-class Kept(msgspec.Struct, kw_only=True):
+class Kept(msgspec.Struct):
     """A node's own answer, whole, for a client that gets it as it came."""
 
     head: ResponseHead
@@ -55,7 +55,7 @@ class Kept(msgspec.Struct, kw_only=True):
         return self.body
 
 
-class Failed(msgspec.Struct, kw_only=True):
+class Failed(msgspec.Struct):
     """An attempt that failed before a byte of it reached the client. Fields as in `core.events.AttemptEnded`."""
 
     failure: Failure
@@ -66,7 +66,7 @@ class Failed(msgspec.Struct, kw_only=True):
     """The node's own answer, where it may be passed on if nobody does better."""
 
 
-class Good(msgspec.Struct, kw_only=True):
+class Good(msgspec.Struct):
     """An answer whose first body byte is here."""
 
     head: ResponseHead
@@ -95,7 +95,7 @@ class Good(msgspec.Struct, kw_only=True):
         return self.framing
 
 
-class Poured(msgspec.Struct, kw_only=True):
+class Poured(msgspec.Struct):
     """What became of a good answer."""
 
     clean: bool = False
@@ -125,8 +125,8 @@ async def open_answer(conn: UpstreamConnection, *, route: Route, stream: bool, h
         if head.streams:
             return await _open_stream(conn, head, sse=head.fields[b"content-type"].startswith(b"text/"))
         return await _open_whole(conn, head, route, stream, hold_bytes)
-    except UpstreamGarbled as error:
-        return Failed(failure=Failure.GARBLED, text=str(error))
+    except UpstreamGarbled as garbled:
+        return Failed(failure=Failure.GARBLED, text=str(garbled))
     except UpstreamCut as error:
         return Failed(failure=Failure.DIED, text=str(error))
 

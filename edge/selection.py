@@ -25,6 +25,7 @@ from trio.lowlevel import checkpoint, wait_readable
 from core.aliases import Aliases
 from core.events import Ending, Forward, Lease, Route, Settled, Upstream
 from core.history import EDGE_NGINX
+from core.structs import Fact
 from core.units import AgentId, RequestId
 from edge.body import inspect_ordinary
 from edge.denied import Denied
@@ -125,7 +126,7 @@ class Records(Interface):
     ) -> object: ...
 
 
-class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
+class NodeRow(Fact, frozen=True):
     """A node that nginx may reach; `group` is what both sides call its upstream group."""
 
     group: str
@@ -134,7 +135,7 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     gateway: bool
 
 
-class Nodes(msgspec.Struct, frozen=True, kw_only=True):
+class Nodes(Fact, frozen=True):
     """What `edge.nginx` needs to know: the answer to `GET /nodes`."""
 
     secret: str
@@ -383,9 +384,9 @@ class Selection:
     def _read_head(self, data: bytes, end: int) -> tuple[_Head, bytes | None, int]:
         """The head that ends at `end`, its client's connection, and its body's length. Raises HttpError."""
         at = data.rfind(_LENGTH, 0, end)
-        told = data[at + len(_LENGTH) : end - 4]
+        told = data[at + len(_LENGTH) : end - 4] if at > 0 else b""
         key, named = b"", None
-        if at > 0 and told.isdigit():  # as nginx writes it: what differs comes last
+        if told.isdigit():  # as nginx writes it: what differs comes last
             cut = data.rfind(_CONNECTION, 0, at)
             if cut > 0 and b"\r" not in (name := data[cut + len(_CONNECTION) : at]):
                 key, named = data[:cut], name

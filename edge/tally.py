@@ -13,11 +13,10 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from core.events import Ending, Failure, Freed, Settled, Usage
 from core.leases import Expiry
 from core.messages import EndingReport
+from core.structs import Fact
 from core.units import AgentId, Instant, RequestId
 from edge.handover import Carried, Decides, Handover
 
@@ -49,7 +48,7 @@ _ENDINGS: Final = {ending._value_: ending for ending in Ending}
 _FAULTS: Final = {failure._value_: failure for failure in Failure}
 
 
-class Seen(msgspec.Struct, frozen=True, gc=False):
+class Seen(Fact, frozen=True):
     """What nginx saw of one request that it forwarded. Times in ms, since it sent the request to the node."""
 
     lease_id: str

@@ -15,6 +15,8 @@ from typing import Final
 import msgspec
 
 from core.events import Failure, Protocol, Route, Usage
+from core.structs import Fact
+from edge.answer_shapes import ANSWERS, NO_TIME, ErrorBody, LastLine, decode_counts, decode_whole
 from edge.jsonscan import Scanner, go_string
 
 LINE_KEEP_BYTES: Final = 64 << 10
@@ -71,50 +73,18 @@ def usage_of(tail: bytes, protocol: Protocol) -> Usage | None:
     """The counts in the last bytes of an answer; None when it tells none. Where a name comes twice the last one is meant."""
     if protocol is _NATIVE and tail[:1] == b"{" and tail.find(b"\n", 0, -1) < 0:
         try:  # one whole object: three times as fast as the search
-            return _decode_counts(tail).usage()
+            return decode_counts(tail).usage()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
     found = {_USAGE_FIELDS[name]: int(digits) for name, digits in _COUNTS[protocol].findall(tail)}
     return Usage(**found) if any(found.values()) else None
 
 
-class _NativeCounts(msgspec.Struct, gc=False):
-    prompt_eval_count: int = 0
-    eval_count: int = 0
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_duration: int = 0
-    eval_duration: int = 0
-
-    def usage(self) -> Usage | None:
-        if not (self.prompt_eval_count or self.eval_count or self.total_duration):
-            return None
-        return Usage(
-            prompt_tokens=self.prompt_eval_count,
-            output_tokens=self.eval_count,
-            total_ns=self.total_duration,
-            load_ns=self.load_duration,
-            prompt_ns=self.prompt_eval_duration,
-            eval_ns=self.eval_duration,
-        )
-
-
-class _NativeWhole(_NativeCounts, gc=False):
-    """All that is asked of a whole answer."""
-
-    created_at: object = None
-    done: object = None
-
-
-_decode_counts: Final = msgspec.json.Decoder(_NativeCounts).decode
-_decode_whole: Final = msgspec.json.Decoder(_NativeWhole).decode
-
-
 def error_text(body: bytes) -> str:
     """The words of an error body in any of the envelopes; what is none is shown as it stands."""
     error: object = None
     try:
-        error = msgspec.json.decode(body, type=_ErrorBody).error
+        error = msgspec.json.decode(body, type=ErrorBody).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     if isinstance(error, dict):
@@ -122,14 +92,10 @@ def error_text(body: bytes) -> str:
     return (error if isinstance(error, str) else body.decode("utf-8", "replace"))[:TEXT_MAX_CHARS]
 
 
-class _ErrorBody(msgspec.Struct):
-    error: str | dict[str, object] | None = None
-
-
 # ---------------------------------------------------------------- streams
 
 
-class StreamEnd(msgspec.Struct, frozen=True, kw_only=True):
+class StreamEnd(Fact, frozen=True):
     """How a stream ended."""
 
     proper: bool
@@ -139,11 +105,6 @@ class StreamEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _IMPROPER: Final = StreamEnd(proper=False, error=None)
-
-
-class _LastLine(msgspec.Struct):
-    done: bool = False
-    error: msgspec.Raw = msgspec.Raw()
 
 
 class StreamJudge:
@@ -217,7 +178,7 @@ class StreamJudge:
         text = self._held.rstrip() or self._before.rstrip()
         line = text[text.rfind(b"\n") + 1 :]
         try:
-            last = msgspec.json.decode(line, type=_LastLine)
+            last = msgspec.json.decode(line, type=LastLine)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             scanner = Scanner(_done_or_error)
             scanner.feed(line)
@@ -261,10 +222,8 @@ def _error_value(raw: bytes) -> str:
 
 # ---------------------------------------------------------------- whole answers
 
-_NO_TIME: Final = "0001-01-01T00:00:00Z"
 
-
-class WholeFault(msgspec.Struct, frozen=True):
+class WholeFault(Fact, frozen=True):
     """Why a whole answer with status 200 is none."""
 
     failure: Failure
@@ -272,145 +231,11 @@ class WholeFault(msgspec.Struct, frozen=True):
     repeat_guard: bool = False
 
 
-class _Message(msgspec.Struct):
-    content: object = None
-    thinking: object = None
-    reasoning: object = None
-
-
-class _Native(msgspec.Struct):
-    created_at: object = None
-    done: object = None
-    response: object = None
-    thinking: object = None
-    message: _Message = msgspec.field(default_factory=_Message)
-    debug: msgspec.Raw | None = msgspec.field(default=None, name="_debug_info")
-
-    @staticmethod
-    def suspect(body: bytes) -> bool:
-        """Whether it has anything that only a faulty answer has; most have not, and need no decoding."""
-        return b'"done":false' in body or b'"created_at":"0001-' in body
-
-    @property
-    def blank(self) -> bool:
-        """Made of nothing."""
-        return self.created_at == _NO_TIME
-
-    @property
-    def unfinished(self) -> bool:
-        """Says itself that it is not done."""
-        return self.done is False and self.debug is None
-
-    @property
-    def texts(self) -> list[object]:
-        """What it said, in that order."""
-        return [self.thinking, self.message.thinking, self.response, self.message.content]
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: object = msgspec.UNSET
-    message: _Message = msgspec.field(default_factory=_Message)
-    text: object = None
-
-
-class _OpenAi(msgspec.Struct):
-    created: object = None
-    choices: list[_Choice] = []
-
-    @staticmethod
-    def suspect(body: bytes) -> bool:
-        return b'"finish_reason":null' in body or b'"created":-' in body
-
-    @property
-    def blank(self) -> bool:
-        return self.created == _ZERO_TIME
-
-    @property
-    def unfinished(self) -> bool:
-        return bool(self.choices) and self.choices[0].finish_reason is None
-
-    @property
-    def texts(self) -> list[object]:
-        return [text for choice in self.choices for text in (choice.message.reasoning, choice.message.content, choice.text)]
-
-
-class _Part(msgspec.Struct):
-    text: object = None
-    thinking: object = None
-
-
-class _Anthropic(msgspec.Struct):
-    type: object = None
-    model: object = None
-    content: list[_Part] | None = None
-    stop_reason: object = None
-
-    @staticmethod
-    def suspect(body: bytes) -> bool:
-        return b'"stop_reason":"' not in body
-
-    @property
-    def blank(self) -> bool:
-        return self.type == "message" and self.model == "" and self.content is None
-
-    @property
-    def unfinished(self) -> bool:
-        return self.type == "message" and self.stop_reason is None
-
-    @property
-    def texts(self) -> list[object]:
-        return [text for part in self.content or () for text in (part.thinking, part.text)]
-
-
-class _Tokens(msgspec.Struct):
-    input_tokens: int = -1
-    output_tokens: int = -1
-
-
-class _Item(msgspec.Struct):
-    content: list[_Part] | None = None
-
-
-class _Responses(msgspec.Struct):
-    created_at: object = None
-    status: object = None
-    output: list[_Item] | None = None
-    usage: _Tokens | None = None
-
-    @staticmethod
-    def suspect(body: bytes) -> bool:
-        return b'"input_tokens":0' in body or b'"created_at":-' in body
-
-    @property
-    def blank(self) -> bool:
-        return self.created_at == _ZERO_TIME
-
-    @property
-    def unfinished(self) -> bool:
-        tokens = self.usage
-        return self.status == "completed" and tokens is not None and tokens.input_tokens == 0 and tokens.output_tokens == 0
-
-    @property
-    def texts(self) -> list[object]:
-        return [part.text for item in self.output or () for part in item.content or ()]
-
-
-_ZERO_TIME: Final = -62_135_596_800
-_ANSWERS: Final[dict[Route, type[_Native] | type[_OpenAi] | type[_Responses] | type[_Anthropic]]] = {
-    Route.CHAT: _Native,
-    Route.GENERATE: _Native,
-    Route.V1_CHAT: _OpenAi,
-    Route.V1_COMPLETIONS: _OpenAi,
-    Route.V1_RESPONSES: _Responses,
-    Route.V1_MESSAGES: _Anthropic,
-}
-
-
 def whole_fault(route: Route, body: bytes) -> WholeFault | None:
     """What is wrong with a whole answer of status 200; None: nothing that it says itself."""
     if not body:
         return WholeFault(Failure.EMPTY, "the node's answer has no body")
-    shape = _ANSWERS.get(route)
+    shape = ANSWERS.get(route)
     if shape is None or not shape.suspect(body):
         return None
     try:
@@ -430,11 +255,11 @@ def judge_whole(route: Route, body: bytes) -> tuple[WholeFault | None, Usage | N
     """`whole_fault` and `usage_of` of a whole answer of status 200, with one look at it where it is of the commonest kind."""
     if route.protocol is _NATIVE and len(body) <= TAIL_BYTES and body[:1] == b"{" and body.find(b"\n", 0, -1) < 0:
         try:
-            found = _decode_whole(body)
+            found = decode_whole(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
         else:
-            if found.done is not False and found.created_at != _NO_TIME:
+            if found.done is not False and found.created_at != NO_TIME:
                 return None, found.usage()
     return whole_fault(route, body), usage_of(body[-TAIL_BYTES:], route.protocol)
 

@@ -14,7 +14,6 @@ only good for one last answer; `gone` never goes back to False.
 
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
@@ -84,20 +83,24 @@ class ClientGone(trio.BrokenResourceError):
     """The client left, or took no byte for too long."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How long a client may keep the router waiting, in seconds."""
 
-    idle_s: float = 120.0
-    """Between requests."""
-    head_s: float = 10.0
-    """From a head's first byte to its last."""
-    body_s: float = 30.0
-    """Stock of patience for a body: spent by waiting, earned back by bytes."""
-    body_bytes_per_s: int = 1024
-    """What a body must bring to keep that stock."""
-    write_s: float = 60.0
-    """For a client that takes no byte of its answer."""
+    __slots__ = ("body_bytes_per_s", "body_s", "head_s", "idle_s", "write_s")
+
+    def __init__(
+        self, *, idle_s: float = 120.0, head_s: float = 10.0, body_s: float = 30.0, body_bytes_per_s: int = 1024, write_s: float = 60.0
+    ) -> None:
+        self.idle_s = idle_s
+        """Between requests."""
+        self.head_s = head_s
+        """From a head's first byte to its last."""
+        self.body_s = body_s
+        """Stock of patience for a body: spent by waiting, earned back by bytes."""
+        self.body_bytes_per_s = body_bytes_per_s
+        """What a body must bring to keep that stock."""
+        self.write_s = write_s
+        """For a client that takes no byte of its answer."""
 
 
 DEFAULT_LIMITS: Final = Limits()

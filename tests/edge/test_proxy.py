@@ -117,6 +117,7 @@ class Edge:
         self.router = Scripted()
         self.port = 0
         self.proxy: Proxy
+        self.quick: Quick
         self.listener: Listener
         self.reported: list[Exception] = []
         """By the listener, where a test allows it."""
@@ -161,7 +162,7 @@ async def an_edge(
                 raise error
             edge.reported.append(error)
 
-        quick = Quick(
+        edge.quick = quick = Quick(
             edge.proxy, gate=gate, lasting_client=lasting_client, routes=quick_routes(None), new_id=lambda: "quick", report=report
         )
         edge.listener = listener = Listener(

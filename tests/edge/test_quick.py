@@ -15,6 +15,7 @@ from core.units import RequestId
 from edge.capture import Capture
 from edge.denied import Denied
 from edge.live import Live
+from edge.proxy import Proxy
 from edge.quick import ANSWER_MAX_BYTES, REQUEST_MAX_BYTES
 from edge.wire import ClientConnection, RequestHead
 from tests.edge.test_proxy import CHAT, LAST, LINE, WHOLE, Edge, Reply, an_edge, forward, refuse
@@ -95,6 +96,19 @@ class Kept:
         return self.settled()
 
 
+class Noted:
+    """A proxy for lanes, which notes what it carries on."""
+
+    def __init__(self, proxy: Proxy, carried: list[Live]) -> None:
+        self.has_room, self.begin_now, self.settle_now = proxy.has_room, proxy.begin_now, proxy.settle_now
+        self._proxy = proxy
+        self._carried = carried
+
+    async def carry_on(self, one: Live) -> None:
+        self._carried.append(one)
+        await self._proxy.carry_on(one)
+
+
 async def whole(caller: Caller) -> None:
     await caller.answer(WHOLE)
 
@@ -121,13 +135,7 @@ async def kept(*steps: Step, then: list[Reply] | None = None, **options: Any) ->
             edge.router.events.clear()
             edge.router.closed.clear()
             seen.clear()
-            carry_on = edge.proxy.carry_on
-
-            async def noted(one: Live) -> None:
-                found.carried.append(one)
-                await carry_on(one)
-
-            edge.proxy.carry_on = noted  # type: ignore[method-assign]
+            edge.quick.proxy = Noted(edge.proxy, found.carried)
             yield found
 
 
