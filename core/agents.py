@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 CHOSEN_BITS: Final = 40
 """Of `Agent.rank`: enough for 10¹² decisions."""
-_ONE_MORE: Final = 1 << CHOSEN_BITS
 
 SHOWN_AS: Final[Mapping[AgentState, str]] = {
     AgentState.OFFLINE: "offline",
@@ -107,7 +106,7 @@ class Agent:
         self.in_flight = 0
         """Our own requests on it: what the ledger counts, written down by `core.dispatch` for who asks very often."""
         self._beyond = 0
-        self.rank = _ONE_MORE
+        self.rank = 1 << CHOSEN_BITS
         """Requests on it, ours and others', with the one that may come next, above `CHOSEN_BITS` bits of `last_chosen`: of nodes that are
         equally fast the one with the least is the best."""
         self.average_response_time_ms: float | None = None
@@ -136,17 +135,17 @@ class Agent:
 
     @beyond.setter
     def beyond(self, count: int) -> None:
-        self.rank += (count - self._beyond) * _ONE_MORE
+        self.rank += (count - self._beyond) << CHOSEN_BITS
         self._beyond = count
 
     def works_on(self, count: int) -> None:
         """So many of our own requests are on it now."""
-        self.rank += (count - self.in_flight) * _ONE_MORE
+        self.rank += (count - self.in_flight) << CHOSEN_BITS
         self.in_flight = count
 
     def takes(self, count: int, chosen: int) -> None:
         """The decision of that number has just chosen it; so many of our own requests are on it now."""
-        self.rank += (count - self.in_flight) * _ONE_MORE + (chosen - self.last_chosen)
+        self.rank += ((count - self.in_flight) << CHOSEN_BITS) + (chosen - self.last_chosen)
         self.in_flight, self.last_chosen = count, chosen
 
     @property

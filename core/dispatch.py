@@ -54,6 +54,8 @@ SHORTEST_WAIT_S: Final = 0.001
 _TRYING: Final = Phase.TRYING  # members of enumerations cost a Python call each where they are looked up (up to CPython 3.11)
 _WAITING: Final = Phase.WAITING
 _DRAINING: Final = AgentState.DRAINING
+_Forward: Final = Forward  # compiled code looks up by name what it imports of other code, but not what is final here
+_Lease: Final = Lease
 
 _Raw = tuple[float, str, list[Row] | Glance, AgentId | None, Mapping[str, str]]
 """A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
@@ -203,7 +205,8 @@ class Dispatcher(Part):
         agent = request.agent
         assert agent is not None, "a lease without a node"
         agent_id, key, inventory = agent.id, request.ask.key, agent.inventory
-        in_flight = len(self._on.get(agent_id, ()))
+        held = self._on.get(agent_id)
+        in_flight = len(held) if held else 0
         agent.works_on(in_flight)
         if key is not None and not (in_flight and agent_id in self._of.get(key, NONE)):
             inventory.used_at[key] = now
@@ -260,11 +263,11 @@ class Dispatcher(Part):
         started = [] if known.started is None else list(known.started)
         return known.model, [self._readable(raw) for raw in known.made], started
 
-    def started(self, record: Record) -> None:
+    def started(self, request: Request, record: Record) -> None:
         """Keep with the request when it was expected to start, and when it did (ms since it came)."""
-        known = self._explained.get(record.request_id)
+        known = self._explained.get(request.id)
         if known is not None:
-            known.started = (record.predicted_start_ms, record.observed_start_ms)
+            known.started = (request.predicted_ms, record.observed_start_ms)
 
     def explained(self, request_id: RequestId) -> bool:
         """Whether it is one of the recent requests."""
@@ -295,7 +298,7 @@ class Dispatcher(Part):
             nodes = self._healthy(request, nodes, now=now)
         elif request.barred:
             request.barred = {}
-        if self.obstacles.barriers or self.leaks.quarantine or request.came.unload:
+        if self.obstacles.barriers or self.leaks.quarantine or request.unload:
             nodes = self._free(request, nodes)
         return nodes
 
@@ -305,7 +308,7 @@ class Dispatcher(Part):
             nodes = tuple(node for node in nodes if not self.obstacles.keeps_away(request, node))
         if self.leaks.quarantine:
             nodes = tuple(node for node in nodes if not self.leaks.quarantined(node.id, request.key))
-        if request.came.unload:
+        if request.unload:
             nodes = tuple(node for node in nodes if request.key in node.inventory.resident) or nodes
         return nodes
 
@@ -333,9 +336,9 @@ class Dispatcher(Part):
         return (min(ejected, key=lambda entry: entry[:3])[3],)
 
     def _choose(self, request: Request, nodes: tuple[Agent, ...], ahead: dict[AgentId, int], now: Instant) -> Choice:
-        came, key = request.came, request.ask.key
-        if came.prefixes and request.phase is not _WAITING and request.ask.key is not None:
-            request.cached = self.affinity.known(request.ask.key, came.prefixes, came.input_tokens)
+        key = request.ask.key
+        if request.prefixes and request.phase is not _WAITING and key is not None:
+            request.cached = self.affinity.known(key, request.prefixes, request.ask.input_tokens)
         of_model = NONE if request.key is None else self._of.get(request.key, NONE)
         news = self._registry.news
         if key is not None and nodes is self._holders.get(key):  # a tuple of a decision's own would have a board of its own
@@ -392,7 +395,7 @@ class Dispatcher(Part):
         if request.cold:
             request.cold = False
         raised = None
-        if key is not None and not request.came.unload:
+        if key is not None and not request.unload:
             raised = agent.inventory.raised(key, request.ask.options) if request.ask.options else None
             if choice.warm is None:
                 self._begin_load(request, agent, key, effects, now=now)
@@ -400,8 +403,8 @@ class Dispatcher(Part):
             self.leaks.began(request, agent, now=now)
         if not self._health.quiet:
             self._health.began(agent_id, request.key, request_id)
-        lease = Lease(lease_id, request_id, agent_id, agent.name, agent.upstream, attempt)
-        effects.append(Forward(request_id, lease, unload, request.renamed, raised))
+        lease = _Lease(lease_id, request_id, agent_id, agent.name, agent.upstream, attempt)
+        effects.append(_Forward(request_id, lease, unload, request.renamed, raised))
         if (choice.spared or request.held or raised is not None) and not request.cold:
             self.reloads_avoided += 1
             effects.append(Count(name="reloads_avoided_total", labels={"agent": agent.name}))

@@ -7,7 +7,6 @@ renewed last; a lease that was released or has expired is gone, and saying so ag
 
 from collections.abc import Hashable, Mapping
 from itertools import takewhile
-from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
 from core.errors import LocalError
@@ -17,8 +16,8 @@ from core.units import NEVER, AgentId, Instant, LeaseId, ModelKey, RequestId
 
 K = TypeVar("K", bound=Hashable)
 
-NONE: Final[Mapping[AgentId, int]] = MappingProxyType({})
-"""Nobody has any."""
+NONE: Final[dict[AgentId, int]] = {}
+"""Nobody has any. Never changed."""
 
 
 class Wake:
@@ -189,11 +188,11 @@ class Ledger(Part):
         """Live leases on an agent."""
         return len(self._on.get(agent_id, ()))
 
-    def by_agent(self) -> Mapping[AgentId, Mapping[LeaseId, Held]]:
+    def by_agent(self) -> dict[AgentId, dict[LeaseId, Held]]:
         """Live leases per agent; agents without any are absent. The ledger's own: read it, do not keep it."""
         return self._on
 
-    def by_model(self) -> Mapping[ModelKey, Mapping[AgentId, int]]:
+    def by_model(self) -> dict[ModelKey, dict[AgentId, int]]:
         """`of_model` of all models that have any. The ledger's own: read it, do not keep it."""
         return self._of
 

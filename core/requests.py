@@ -56,6 +56,8 @@ class Phase(enum.Enum):
 
 _NEW: Final = Phase.NEW
 _SUCCESS: Final = Ending.SUCCESS
+_Attempt: Final = Attempt  # compiled code looks up by name what it imports of other code, but not what is final here
+_Record: Final = Record
 _KNOWN_NOWHERE: Final[Mapping[AgentId, int]] = {}
 
 
@@ -67,12 +69,15 @@ class Request:
     __slots__ = (
         "agent", "alone", "ask", "at", "attempt", "attempts", "barred", "beside", "busy", "cached", "came", "client", "cold",
         "expected_at", "failed", "first_byte_at", "freed_at", "held", "id", "key", "leaks", "lease_id", "number", "phase", "plan",
-        "predicted_ms", "refused_by", "renamed", "resumed", "spent", "started_at", "tried", "verdict", "victims", "waited_s",
-        "waiting_since", "why",
+        "predicted_ms", "prefixes", "refused_by", "renamed", "resumed", "spent", "started_at", "tried", "unload", "verdict", "victims",
+        "waited_s", "waiting_since", "why",
     )  # fmt: skip
 
     def __init__(self, came: RequestCame, key: ModelKey | None, ask: Ask, number: int, tried: dict[AgentId, int], now: Instant) -> None:
         self.id = came.request_id
+        self.unload = came.unload
+        self.prefixes = came.prefixes
+        """What `came` says, as these are read most often."""
         self.came = came
         self.key = key
         self.ask = ask
@@ -152,14 +157,15 @@ class Request:
         """Note how the present attempt ended."""
         agent = self.agent
         assert agent is not None, "an attempt without a node"
-        self.attempts += (Attempt(agent.id, agent.name, outcome, (now - self.started_at) * 1000.0),)
+        self.attempts += (_Attempt(agent.id, agent.name, outcome, (now - self.started_at) * 1000.0),)
 
     def record(self, ending: Ending, settled: Settled | None, now: Instant) -> Record:
         """What history keeps."""
         agent, came, at, first_byte_at = self.agent, self.came, self.at, self.first_byte_at
         if settled is None:
             settled = Settled(request_id=self.id, ending=ending, message="its end was never reported")
-        return Record(
+        usage, told_ending = settled.usage, settled.ending
+        return _Record(
             self.id,
             came.route,
             came.model,
@@ -173,25 +179,25 @@ class Request:
             self.waited_s * 1000.0,
             None if first_byte_at is None else (first_byte_at - at) * 1000.0,
             self.predicted_ms,
-            settled.usage if not settled.tokens_before else _of_both(settled),
+            usage if not settled.tokens_before else _of_both(settled),
             self.attempts,
             settled.body_bytes,
             settled.chunks,
-            self.observed_start_ms(settled, now),
+            None if usage is None or told_ending is not _SUCCESS else self.observed_start_ms(usage, now),
         )
 
-    def observed_start_ms(self, settled: Settled, now: Instant) -> float | None:
+    def observed_start_ms(self, usage: Usage, now: Instant) -> float | None:
         """When its node began to read the prompt, since it came: what `predicted_ms` predicted. None where nobody can tell.
 
-        From the first byte of a stream, or from the end of an answer that may be silent until then.
+        From the first byte of a stream, or from the end of an answer that may be silent until then; it ended well.
         """
-        usage = settled.usage
-        if settled.ending is not _SUCCESS or usage is None or not usage.prompt_ns:
+        prompt_ns, came, first_byte_at = usage.prompt_ns, self.came, self.first_byte_at
+        if not prompt_ns:
             return None
-        if self.came.stream and not self.came.constrained and self.first_byte_at is not None:
-            end, worked_ns = self.first_byte_at, usage.prompt_ns
+        if first_byte_at is not None and came.stream and not came.constrained:
+            end, worked_ns = first_byte_at, prompt_ns
         else:
-            end, worked_ns = now, usage.prompt_ns + usage.eval_ns
+            end, worked_ns = now, prompt_ns + usage.eval_ns
         started_ms = (end - self.at) * 1000.0 - worked_ns / 1e6
         return started_ms if started_ms > 0.0 else 0.0
 
@@ -250,9 +256,10 @@ def blank_request() -> Request:
 
 def expected_output(event: RequestCame, mean: int) -> int:
     """How many tokens the answer will have, given the model's mean."""
-    if event.route.embeds or event.load_only or not event.route.runs_model:
+    route, limit = event.route, event.output_limit
+    if route.embeds or event.load_only or not route.runs_model:
         return 0
-    return mean if event.output_limit is None else min(mean, event.output_limit)
+    return mean if limit is None else min(mean, limit)
 
 
 def not_found(event: RequestCame, key: ModelKey | None) -> Refuse:

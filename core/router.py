@@ -65,13 +65,16 @@ from core.views import AgentView, EjectionView, Explanation, Statistics, Waiting
 
 __all__ = ["AgentView", "Explanation", "Router", "Statistics", "WaitingView"]
 
-# Members of enumerations cost a Python call each where they are looked up (up to CPython 3.11).
+# Members of enumerations cost a Python call each where they are looked up (up to CPython 3.11); and compiled code looks up by name what it
+# imports of other code, but not what is final here.
 _TRYING: Final = Phase.TRYING
 _STREAMING: Final = Phase.STREAMING
 _WAITING: Final = Phase.WAITING
 _ANSWERED: Final = Phase.ANSWERED
 _FREED: Final = Phase.FREED
 _SUCCESS: Final = Ending.SUCCESS
+_RequestCame: Final = RequestCame
+_Settled: Final = Settled
 
 WHY_MAX: Final = 200
 """Characters of a node's error text that logs and ejections quote."""
@@ -118,11 +121,9 @@ class Router(Part):
             clock.wake = self.wake
         self._set_wake()
         self._handlers: dict[type, Callable[[Any, list[Effect], Instant], None]] = {
-            RequestCame: self._request_came,
             FirstByte: self._first_byte,
             AttemptEnded: self._attempt_ended,
             Freed: self._freed,
-            Settled: self._settled,
             Pulse: self._pulse,
             AgentRegistered: lambda event, effects, now: effects.extend(self._registry.registered(event, now=now)),
             HeartbeatCame: self._heartbeat_came,
@@ -146,7 +147,12 @@ class Router(Part):
         assert now >= self._now, f"R13: time went back from {self._now} to {now}"
         effects: list[Effect] = self.tick(now=now) if self.wake.at <= now else []
         self._now = now
-        self._handlers[type(event)](event, effects, now)
+        if type(event) is _RequestCame:  # it and the next are most of all
+            self._request_came(event, effects, now)
+        elif type(event) is _Settled:
+            self._settled(event, effects, now)
+        else:
+            self._handlers[type(event)](event, effects, now)
         if self._look and not self._queue.waiters and not self._barriers:
             self._look = False  # nobody is there to look at
         if self._look or self._dispatcher.stirred or self._registry.changes.any:
@@ -179,17 +185,14 @@ class Router(Part):
 
     def next_deadline(self) -> Instant | None:
         """When `tick` must be called, if no event comes before."""
-        return self._earliest()
-
-    def _set_wake(self) -> None:
-        deadline = self._earliest()
-        self.wake.at = NEVER if deadline is None else deadline
-
-    def _earliest(self) -> Instant | None:
         earliest = min([clock.earliest for clock in self._clocks])
         grace = self._dispatcher.grace_until
         earliest = earliest if grace is None else min(grace, earliest)
         return None if earliest == NEVER else earliest
+
+    def _set_wake(self) -> None:
+        deadline = self.next_deadline()
+        self.wake.at = NEVER if deadline is None else deadline
 
     # ------------------------------------------------------------ snapshots
 
@@ -291,29 +294,25 @@ class Router(Part):
     # ------------------------------------------------------------ requests
 
     def _request_came(self, event: RequestCame, effects: list[Effect], now: Instant) -> None:
-        if event.request_id in self._requests:
-            raise LocalError(f"request {event.request_id} came twice")
+        request_id, model, input_tokens = event.request_id, event.model, event.input_tokens
+        if request_id in self._requests:
+            raise LocalError(f"request {request_id} came twice")
         self._came += 1
-        key = key_or_none(event.model) if event.model is not None else None
+        key = key_or_none(model) if model is not None else None
         runs_model = event.route.runs_model
         options = event.runner_options
         if options and key is not None:
             options = canonical(options, self._registry.trained_context(key))
-        ask = Ask(
-            key if runs_model else None,
-            options,
-            event.input_tokens,
-            expected_output(event, 0 if key is None else self._speeds.output_tokens(key)),
-            runs_model and not event.load_only,
-            runs_model and not event.unload,
-        )
-        if ask.needs_slot and key is not None and self._registry.holders(key):
+        output_tokens = expected_output(event, 0 if key is None else self._speeds.output_tokens(key))
+        needs_slot, capped = runs_model and not event.load_only, runs_model and not event.unload
+        ask = Ask(key if runs_model else None, options, input_tokens, output_tokens, needs_slot, capped)
+        if needs_slot and key is not None and self._registry.holders(key):
             self._heat.came(key, now)
-            self._prompts.came(key, event.input_tokens)
+            self._prompts.came(key, input_tokens)
             if options or key in self._displacement.mixed:
                 self._displacement.came(key, options, now=now)
         request = begin(event, key, ask, self._came, now)
-        self._requests[event.request_id] = request
+        self._requests[request_id] = request
         if key is not None and is_cloud(key):  # a node would pass it on, signed with its own key
             self._dispatcher.answer(request, cloud_off(event), "cloud model", effects, now=now)
         else:
@@ -340,7 +339,7 @@ class Router(Part):
         leaks = self._leaks
         if leaks.flagged or leaks.watched:
             leaks.answered(request, agent, now=now)
-        key, came, beside = request.ask.key, request.came, request.beside
+        key, beside = request.ask.key, request.beside
         if key is None:
             return
         if (
@@ -350,12 +349,12 @@ class Router(Part):
         ):
             self._speeds.refresh(agent.id)
             self._look = True
-        if came.unload:
+        if request.unload:
             return
         if agent.inventory.saw_loaded(key, request.ask.options, now):
             self._look = True  # a load is through, whoever began it
-        if came.prefixes:
-            self._dispatcher.affinity.read(agent.id, key, came.prefixes, now=now)
+        if request.prefixes:
+            self._dispatcher.affinity.read(agent.id, key, request.prefixes, now=now)
 
     def _attempt_ended(self, event: AttemptEnded, effects: list[Effect], now: Instant) -> None:
         request = self._requests.get(event.request_id)
@@ -426,10 +425,11 @@ class Router(Part):
             self._look = True
             if ending is not _SUCCESS:
                 self._leaks.given_up(request, agent, by_us=ending is Ending.CANCELLED or event.node_fault is Failure.VANISHED, now=now)
-            if event.node_fault is not None:
-                verdict = classify(event.node_fault, status=500, text=event.message)  # told in-band: as late as a 500 can be
-                self._blame(request, verdict, event.node_fault, event.message, effects, now)
-                outcome = event.node_fault.value
+            fault = event.node_fault
+            if fault is not None:
+                verdict = classify(fault, status=500, text=event.message)  # told in-band: as late as a 500 can be
+                self._blame(request, verdict, fault, event.message, effects, now)
+                outcome = fault.value
             else:
                 outcome = ending._value_
                 if ending is _SUCCESS:
@@ -438,7 +438,7 @@ class Router(Part):
                     self._health.ended(agent.id, request.id)
             request.end_attempt(outcome, end)
         record = request.record(ending, event, end)
-        self._dispatcher.started(record)
+        self._dispatcher.started(request, record)
         effects.append(record)
 
     def _told_late(self, request: Request, event: Settled, now: Instant) -> Instant:
@@ -466,14 +466,14 @@ class Router(Part):
             why = "said that the model cannot do what another node could"
             for ejection in self._health.failed(refused_by.id, key, Fault.MODEL, why, request_id=request.id, now=now):
                 self._tell(ejection, refused_by.name, effects)
-        run, came = request.ask.key, request.came
+        run = request.ask.key
         if run is None or request.resumed:  # half an answer teaches nothing
             return
         if request.beside > 1 and slots.ended(agent, run, request.beside, event.usage, now):
             self._speeds.refresh(agent.id)
-        if came.unload:
+        if request.unload:
             agent.inventory.saw_unloaded(run, now=now)
-        elif request.cold or (not came.load_only and self._speeds.curious(agent.id, run, now)):
+        elif request.cold or (not request.came.load_only and self._speeds.curious(agent.id, run, now)):
             model = agent.inventory.installed.get(run)
             size_bytes = 0 if model is None else model.size_bytes
             self._speeds.learn(agent.id, run, request.sample(event, now=end), size_bytes=size_bytes)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from core.registry import Agent
 
 CPU_BUSY_PERCENT: Final = 80.0
-FAR: Final = 1 << 62
+FAR: Final = (1 << 62) - 1
 """Above every score."""
 ROWS_MAX: Final = 8
 """Candidates that are kept for an explanation."""
@@ -156,7 +156,7 @@ class Strategy(Part, abc.ABC):
         """The best of `nodes`, which is not empty."""
 
     def at_once(
-        self, ask: Ask, nodes: Sequence["Agent"], of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int],
+        self, ask: Ask, nodes: Sequence["Agent"], of_model: dict[AgentId, int], ahead: Mapping[AgentId, int],
         cached: Mapping[AgentId, int], changes: int,
     ) -> Choice | None:  # fmt: skip
         """What `choose` would choose, where that can be told without looking at each node; None: it cannot. As in `Load`; the nodes' own
@@ -241,7 +241,7 @@ class Auto(Strategy):
         """Kept only for speed."""
 
     def at_once(
-        self, ask: Ask, nodes: Sequence["Agent"], of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int],
+        self, ask: Ask, nodes: Sequence["Agent"], of_model: dict[AgentId, int], ahead: Mapping[AgentId, int],
         cached: Mapping[AgentId, int], changes: int,
     ) -> Choice | None:  # fmt: skip
         key, options = ask.key, ask.options

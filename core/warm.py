@@ -31,8 +31,8 @@ SHOWN_MAX: Final = 16
 """Nodes of a board that a choice remembers, to explain it; of more than so many the first half of that, and the chosen one."""
 KINDS_SPARE: Final = 4
 """A board that comes to know twice as many kinds as in the beginning, and so many more, is made anew: most are nobody's any more."""
-_MOST: Final = 1 << 62
-"""No score."""
+_MOST: Final = (1 << 62) - 1
+"""No score; the most that compiled code compares in one step."""
 _CHOSEN: Final = (1 << CHOSEN_BITS) - 1
 _NOTHING: Final[Mapping[AgentId, int]] = {}
 
@@ -143,7 +143,7 @@ class Board:
         return True
 
     def best(
-        self, input_tokens: int, output_tokens: int, of_model: Mapping[AgentId, int], ahead: Mapping[AgentId, int],
+        self, input_tokens: int, output_tokens: int, of_model: dict[AgentId, int], ahead: Mapping[AgentId, int],
         cached: Mapping[AgentId, int],
     ) -> Glance | None:  # fmt: skip
         """The node that `Auto.choose` would choose, if it has room; None: only `choose` can tell. As in `core.scoring.Load`."""

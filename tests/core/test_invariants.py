@@ -411,7 +411,7 @@ class _WithoutDeadlines(Router):
 
     __slots__ = ()
 
-    def _earliest(self) -> Instant | None:
+    def next_deadline(self) -> Instant | None:
         return None
 
 
