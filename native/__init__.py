@@ -27,7 +27,7 @@ MODULES: Final = tuple(
     for package, names in {
         "core": (
             "advice", "affinity", "agents", "changes", "dispatch", "displacement", "health", "heat", "inventory", "leaks", "learning",
-            "leases", "obstacles", "parts", "queue", "registry", "requests", "room", "router", "scoring", "slots", "turns", "warm",
+            "leases", "names", "obstacles", "parts", "queue", "registry", "requests", "room", "router", "scoring", "slots", "turns", "warm",
         ),
         "edge": (
             "body", "desk", "facts", "handover", "headers", "live", "pool", "proxy", "quick", "relay", "selection", "tally", "verdicts",
