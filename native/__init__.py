@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-PACKAGES: Final = ("core", "edge")
+PACKAGES: Final = ("core", "edge", "servers")
 """Those with compiled modules; a change in any of their files asks for a new compilation."""
 MODULES: Final = tuple(
     f"{package}.{name}"
@@ -33,6 +33,7 @@ MODULES: Final = tuple(
             "body", "desk", "facts", "handover", "headers", "live", "pool", "proxy", "quick", "relay", "selection", "tally", "verdicts",
             "wire", "wire_client", "wire_heads", "wire_watch",
         ),
+        "servers": ("driver", "tape"),
     }.items()
     for name in names
 )  # fmt: skip

@@ -61,6 +61,13 @@ def test_what_a_router_holds_is_the_same_and_either_puts_back_what_the_other_kep
     assert python("-c", PUT_BACK, files[2], files[1]).split("\n")[0] == "True [True, True]"
 
 
+def test_a_driver_keeps_time_and_its_tape_as_its_source_does() -> None:
+    found = [python("-m", "tests.native.driven", ROUTER_NATIVE=setting).splitlines() for setting in ("true", "false")]
+    assert [lines.pop() for lines in found] == ["compiled", "as it is"]
+    assert found[0] == found[1]
+    assert " True " in found[0][-1]
+
+
 def test_all_modules_are_there(compiled: Path) -> None:
     for name in native.MODULES:
         package, _, module = name.rpartition(".")
