@@ -79,8 +79,8 @@ class Dispatcher(Part):
 
     __slots__ = (
         "_chosen", "_config", "_explained", "_health", "_holders", "_kinds", "_of", "_on", "_planned", "_registry", "_ring",
-        "_ring_at", "_speeds", "_strategy", "affinity", "answered", "grace_until", "leaks", "ledger", "loads", "obstacles", "owed",
-        "queue", "reloads", "reloads_avoided", "requests", "stirred",
+        "_ring_at", "_ring_max", "_speeds", "_strategy", "affinity", "answered", "grace_until", "leaks", "ledger", "loads", "obstacles",
+        "owed", "queue", "reloads", "reloads_avoided", "requests", "stirred",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +125,7 @@ class Dispatcher(Part):
         self._ring: list[RequestId] = []
         """The requests in it; the oldest stands at `_ring_at` once there are `explain_ring`."""
         self._ring_at = 0
+        self._ring_max = config.explain_ring
 
     @property
     def has_barriers(self) -> bool:
@@ -562,7 +563,7 @@ class Dispatcher(Part):
         if known is None:
             self._explained[request.id] = _Explained(request.came.model, (raw,))
             ring, at = self._ring, self._ring_at
-            if len(ring) < self._config.explain_ring:
+            if len(ring) < self._ring_max:
                 ring.append(request.id)
                 return
             del self._explained[ring[at]]

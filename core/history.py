@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from core.errors import ConfigError
+from core.structs import Entry
 from core.units import UnixMs
 
 NUMBER_SHIFT: Final = 20
@@ -42,7 +43,7 @@ BODY_STATES: Final = (BODY_WHOLE, BODY_CUT, BODY_REDACTED, BODY_OFF, BODY_DROPPE
 not pass through the coordinator (the nginx edge)."""
 
 
-class HistoryRecord(msgspec.Struct, gc=False):
+class HistoryRecord(Entry):
     """One request as history keeps it. Times in milliseconds; None: not known, or there was none. Made by position where it is hot."""
 
     number: int

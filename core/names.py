@@ -62,10 +62,9 @@ def display(key: ModelKey) -> str:
     return rest.removeprefix(f"{DEFAULT_NAMESPACE}/") if host == DEFAULT_HOST else str(key)
 
 
-@functools.lru_cache(maxsize=CACHE_MAX)
 def is_cloud(key: ModelKey) -> bool:
     """Whether a node would pass a request for this model on to Ollama's cloud."""
-    return key.endswith((":cloud", "-cloud")) or key == "cloud"
+    return key.endswith("cloud") and (key.endswith((":cloud", "-cloud")) or key == "cloud")
 
 
 def namespace(spelling: str) -> str:

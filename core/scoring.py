@@ -52,6 +52,7 @@ METRIC_SCALE: Final = 1000
 
 _NOTHING_KNOWN: Final[Mapping[AgentId, Rates]] = {}
 _NOBODY: Final[Mapping[AgentId, int]] = {}
+_NO_ROWS: Final[list[Row]] = []
 
 _score_of_row = itemgetter(1)
 
@@ -256,7 +257,7 @@ class Auto(Strategy):
         if glance is None:
             return None
         chosen = glance.chosen
-        return Choice(chosen[0], True, [], 0, chosen[2], None, False, glance)
+        return Choice(chosen[0], True, _NO_ROWS, 0, chosen[2], None, False, glance)
 
     def check(self, nodes_of: Callable[[ModelKey], Sequence["Agent"]], changes: int) -> None:
         """Recompute what is kept for speed. `nodes_of`: a model's nodes, as they are given to `at_once`.

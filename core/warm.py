@@ -152,7 +152,7 @@ class Board:
         if not self._pairs:
             return None
         works: list[int] = []
-        ranks: list[int] = []
+        ranks: list[int] | None = None
         best = self._pairs[0][0]
         least = _MOST
         first = busy = best_work = 0
@@ -191,7 +191,7 @@ class Board:
             or (best.max_concurrent is not None and best.in_flight >= best.max_concurrent)
         ):
             return None
-        if len(ranks) != self._whole:  # else one group is all nodes
+        if ranks is None or len(ranks) != self._whole:  # else one group is all nodes
             ranks = [node.rank for node in self._shown_nodes]
         return Glance((best, least, best_work, busy - 1, 0, 0), self._shown, ranks, works, own)
 
