@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-PACKAGES: Final = ("core", "edge", "servers")
+PACKAGES: Final = ("core", "edge", "servers", "servers.store")
 """Those with compiled modules; a change in any of their files asks for a new compilation."""
 MODULES: Final = tuple(
     f"{package}.{name}"
@@ -34,7 +34,8 @@ MODULES: Final = tuple(
             "body", "desk", "facts", "handover", "headers", "live", "pool", "proxy", "quick", "relay", "selection", "tally", "verdicts",
             "wire", "wire_client", "wire_heads", "wire_watch",
         ),
-        "servers": ("driver", "history", "tape"),
+        "servers": ("driver", "history", "metrics", "tape"),
+        "servers.store": ("outbox", "packed"),
     }.items()
     for name in names
 )  # fmt: skip
@@ -43,11 +44,16 @@ SETTING: Final = "ROUTER_NATIVE"
 """Environment variable; `false`: run the source as it is."""
 
 
+def path_of(name: str) -> Path:
+    """Of a package or a module, without its ending, from where all of them lie."""
+    return Path(*name.split("."))
+
+
 def place() -> Path:
     """Where what is compiled of this source for this Python lies, or would lie."""
     made_of = hashlib.sha256(f"{sysconfig.get_config_var('EXT_SUFFIX')} {sys.hexversion:x} {MODULES}".encode())
     for package in PACKAGES:
-        for path in sorted((ROOT / package).glob("*.py")):
+        for path in sorted((ROOT / path_of(package)).glob("*.py")):
             made_of.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
     return Path(__file__).parent / "build" / made_of.hexdigest()[:16]
 
@@ -65,7 +71,7 @@ def use() -> bool:
     compiled = place()
     sys.path.append(str(compiled))
     for package in PACKAGES:
-        importlib.import_module(package).__path__.insert(0, str(compiled / package))
+        importlib.import_module(package).__path__.insert(0, str(compiled / path_of(package)))
     return True
 
 

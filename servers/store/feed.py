@@ -22,8 +22,9 @@ from sqlalchemy import Engine
 from core.errors import RemoteError
 from servers.aside import command
 from servers.store import messages
-from servers.store.messages import Config, Delete, Deleted, Done, Failed, Imported, Packed, Ready, Said, Sync, Word, Works
+from servers.store.messages import Config, Delete, Deleted, Done, Failed, Imported, Ready, Said, Sync, Word, Works
 from servers.store.outbox import Outbox, Parcel
+from servers.store.packed import Packed
 from servers.store.writer import Writer
 
 FLUSH_S: Final = 0.1

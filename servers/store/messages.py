@@ -1,10 +1,9 @@
 """What the coordinator and the process that writes say to each other: frames of MessagePack with their length before them.
 
 Decides the form. Must never know who sends when. Invariants: items are numbered in the order in which they must be done, and each is
-confirmed by its number; an item may come twice, which changes nothing; of a batch that is packed nothing lives but its frame.
+confirmed by its number; an item may come twice, which changes nothing.
 """
 
-import struct
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
@@ -35,7 +34,7 @@ class Config(msgspec.Struct, kw_only=True):
 
 
 class Batch(msgspec.Struct, array_like=True, tag=0):
-    """Records and small things to keep; `None`: forget the thing. Made by `Packed`."""
+    """Records and small things to keep; `None`: forget the thing. Made by `servers.store.packed`."""
 
     number: int
     count: int
@@ -128,55 +127,6 @@ def framed(message: Config | Delete | Sync | Word) -> bytearray:
 
 def _put_length(frame: bytearray) -> None:
     frame[:LENGTH_BYTES] = (len(frame) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
-
-
-_PACKED_HEAD: Final = struct.Struct(">IBBBQBIBIBI")
-"""What comes before the drafts of a batch's frame: its length, a list of five, the tag, the number, how many, so many bytes (else who reads
-the rest would have to read the drafts too), a list of so many."""
-_LIST_BYTES: Final = 5
-"""Of those, what belongs to the bytes."""
-_END: Final = -1
-
-
-class Packed:
-    """A `Batch` as a frame that grows draft by draft: each is encoded while all of it is at hand, and nothing of it is kept for that."""
-
-    __slots__ = ("drafts", "frame", "number", "size_bytes")
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.drafts = 0
-        """How many there are."""
-        self.size_bytes = 0
-        """Of their bodies."""
-        self.frame = bytearray(_PACKED_HEAD.size)
-
-    def add(self, draft: Draft, size_bytes: int) -> None:
-        """One draft more, whatever texts and numbers are in it. `size_bytes`: of its bodies."""
-        frame = self.frame
-        end = len(frame)
-        try:
-            _encoder.encode_into(draft, frame, _END)
-        except (UnicodeEncodeError, OverflowError):
-            del frame[end:]
-            _encoder.encode_into(draft.tidied(), frame, _END)
-        self.drafts += 1
-        self.size_bytes += size_bytes
-
-    def close(self, number: int, things: list[tuple[str, str, bytes | None]]) -> None:
-        """It is to be sent, as it is."""
-        self.number = number
-        frame, count = self.frame, self.drafts
-        packed_bytes = len(frame) - _PACKED_HEAD.size + _LIST_BYTES
-        _encoder.encode_into(things, frame, _END)
-        length = len(frame) - LENGTH_BYTES
-        _PACKED_HEAD.pack_into(frame, 0, length, 0x95, 0, 0xCF, number, 0xCE, count, 0xC6, packed_bytes, 0xDD, count)
-
-    def batch(self) -> Batch:
-        """What the process that writes makes of it."""
-        found = item_of(bytes(memoryview(self.frame)[LENGTH_BYTES:]))
-        assert isinstance(found, Batch)
-        return found
 
 
 class Frames:

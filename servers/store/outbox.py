@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from servers.drafts import Draft
-from servers.store.messages import Delete, Done, Packed, Sync
+from servers.store.messages import Delete, Done, Sync
+from servers.store.packed import Packed
 
 BATCH_MAX: Final = 256
 """Records of one batch."""

@@ -71,7 +71,7 @@ def test_a_driver_keeps_time_and_its_tape_as_its_source_does() -> None:
 def test_all_modules_are_there(compiled: Path) -> None:
     for name in native.MODULES:
         package, _, module = name.rpartition(".")
-        assert len(list((compiled / package).glob(f"{module}.*.so"))) == 1, name
+        assert len(list((compiled / native.path_of(package)).glob(f"{module}.*.so"))) == 1, name
 
 
 def test_too_late_is_not_at_all() -> None:
@@ -82,12 +82,12 @@ def test_too_late_is_not_at_all() -> None:
 def test_other_source_is_not_served_by_what_was_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = native.place()
     for package in native.PACKAGES:
-        (tmp_path / package).mkdir()
-        for path in (ROOT / package).glob("*.py"):
-            (tmp_path / package / path.name).write_bytes(path.read_bytes())
+        (tmp_path / native.path_of(package)).mkdir()
+        for path in (ROOT / native.path_of(package)).glob("*.py"):
+            (tmp_path / native.path_of(package) / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(native, "ROOT", tmp_path)
     assert native.place() == before
-    changed = tmp_path / native.MODULES[0].replace(".", "/")
+    changed = tmp_path / native.path_of(native.MODULES[0])
     changed.with_suffix(".py").write_bytes(changed.with_suffix(".py").read_bytes() + b"\n")
     assert native.place() != before
     assert not native.use()

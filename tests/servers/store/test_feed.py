@@ -191,7 +191,8 @@ def test_a_process_whose_coordinator_is_killed_writes_what_it_was_sent_and_ends(
         code = (
             "import sys, os, signal\n"
             "from servers.store.feed import Child\n"
-            "from servers.store.messages import Packed, config_of\n"
+            "from servers.store.messages import config_of\n"
+            "from servers.store.packed import Packed\n"
             "from tests.servers.drafts import draft\n"
             "child = Child(config_of(sys.stdin.buffer.read()))\n"
             "child.socket.setblocking(True)\n"

@@ -7,8 +7,9 @@ from servers.drafts import Draft
 from servers.store import messages
 from servers.store import outbox as module
 from servers.store.filters import Filters
-from servers.store.messages import Batch, Config, Delete, Done, Frames, Item, Packed, Sync
+from servers.store.messages import Batch, Config, Delete, Done, Frames, Item, Sync
 from servers.store.outbox import Outbox, Parcel
+from servers.store.packed import Packed
 from tests.servers.drafts import draft
 
 
