@@ -28,7 +28,7 @@ native: $(VENV)/.stamp-native
 	@$(PY) -m native
 
 # What is measured, and what tests start, runs compiled where there is a C compiler.
-compiled: $(VENV)/.stamp-test
+compiled: $(VENV)/.stamp-test debian-packages
 	@$(PY) -m native || true
 
 # The tests of the core's modules are run once, module by module, where their coverage is measured; pytest runs all others. It mostly waits
@@ -98,9 +98,10 @@ $(VENV)/.stamp-clients: $(CLIENTS)/constraints.txt $(CLIENTS)/package.json | $(V
 	@touch $@
 
 # Programs that some tests run. Without them, and without root or sudo to install them, those tests fail with a line that says what to install.
-debian-packages:
+debian-packages: $(VENV)/.stamp-python
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=""; \
-	for need in nginx:nginx-light wrk:wrk curl:curl openssl:openssl; do command -v "$${need%%:*}" >/dev/null || missing="$$missing $${need#*:}"; done; \
+	for need in nginx:nginx-light wrk:wrk curl:curl openssl:openssl cc:gcc; do command -v "$${need%%:*}" >/dev/null || missing="$$missing $${need#*:}"; done; \
+	[ -f "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] || missing="$$missing python3-dev"; \
 	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
 	sudo=""; if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; $$sudo true 2>/dev/null || exit 0; fi; \
 	echo "Installing for the tests:$$missing"; \
