@@ -34,7 +34,7 @@ MODULES: Final = tuple(
             "body", "desk", "facts", "handover", "headers", "live", "pool", "proxy", "quick", "relay", "selection", "tally", "verdicts",
             "wire", "wire_client", "wire_heads", "wire_watch",
         ),
-        "servers": ("driver", "history", "metrics", "tape"),
+        "servers": ("clock", "driver", "history", "metrics", "tape"),
         "servers.store": ("outbox", "packed"),
     }.items()
     for name in names
