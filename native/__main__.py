@@ -41,6 +41,8 @@ def main() -> int:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 paths = [f"{name.replace('.', '/')}.py" for name in MODULES]
                 parts = mypycify(paths, opt_level="2", debug_level="0", group_name="ollama_router", target_dir=f"{directory}/c")
+                for part in parts:
+                    part.extra_compile_args += ["-Wno-all", "-w"]  # to look for what to warn of takes GCC longer than to compile
                 command = build_ext(Distribution({"name": "ollama-router-native", "ext_modules": parts}))
                 command.build_lib, command.build_temp = f"{directory}/lib", f"{directory}/temp"
                 command.ensure_finalized()

@@ -58,7 +58,8 @@ async def drive() -> None:
     driver.apply(NodePolled(agent_id=NODE, version="0.33.0", installed=[ROW], loaded=[ROW], now_unix=UnixMs(0)))
     desks = {name: driver.open_desk(RequestId(name)) for name in ("first", "second", "third")}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: driver.run(pulse, pulse_s=5.0))
+        nursery.start_soon(lambda: driver.run(pulse, pulse_s=4.9))
+        await trio.testing.wait_all_tasks_blocked()  # else Trio throws dice who begins
         driver.apply(came("first"))
         driver.apply(came("second"))
         print("first", desks["first"].take_nowait(), "second", desks["second"].take_nowait())
@@ -70,7 +71,7 @@ async def drive() -> None:
         except LocalError as error:
             print(error)
         driver.apply(came("third"))
-        await trio.sleep(31.0)
+        await trio.sleep(31.5)
         driver.apply(settled("first"))
         for number in range(STEPS_PER_LENGTH):
             driver.open_desk(RequestId(f"r{number}"))
