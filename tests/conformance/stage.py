@@ -114,13 +114,18 @@ class Stage:
         return Outcome(case, problem)
 
     async def _at_rest(self) -> None:
-        """Nothing of the case before is left: behind nginx its end may be told later, and a busy machine may lose a node for a while."""
-        await self.fleet.wait_settled()
+        """Nothing of the case before is left: behind nginx its end is told after its lease is free, and a busy machine may lose a node for
+        a while."""
+        await wait_until(lambda: not self._unsettled(), what="the end of every request")
         await self.fleet.wait_ready(len(self.nodes))
 
     def _came(self) -> dict[str, RequestCame]:
         events = (event for _, event in self.fleet.coordinator.web.driver.recent_events())
         return {event.request_id: event for event in events if isinstance(event, RequestCame)}
+
+    def _unsettled(self) -> set[str]:
+        events = self.fleet.coordinator.web.driver.recent_events()
+        return set(self._came()) - {event.request_id for _, event in events if isinstance(event, Settled)}
 
     def _wrong_route(self, case: Case, before: set[str]) -> str:
         expected = route_of("POST", case.route)
