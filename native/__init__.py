@@ -58,17 +58,20 @@ def place() -> Path:
     return Path(__file__).parent / "build" / made_of.hexdigest()[:16]
 
 
-def is_there() -> bool:
-    """Whether a program that starts now would run what was compiled."""
-    return os.environ.get(SETTING, "true").lower() not in ("false", "0", "no", "off") and place().is_dir()
+def found() -> Path | None:
+    """What a program that starts now would run; None: the source as it is."""
+    if os.environ.get(SETTING, "true").lower() in ("false", "0", "no", "off"):
+        return None
+    compiled = place()
+    return compiled if compiled.is_dir() else None
 
 
 def use() -> bool:
     """Run what is compiled from now on, if it is there; whether it is. To be called before any of the modules is imported: later it is
     too late, and nothing happens."""
-    if not is_there() or not sys.modules.keys().isdisjoint(MODULES):
+    compiled = found()
+    if compiled is None or not sys.modules.keys().isdisjoint(MODULES):
         return False
-    compiled = place()
     sys.path.append(str(compiled))
     for package in PACKAGES:
         importlib.import_module(package).__path__.insert(0, str(compiled / path_of(package)))

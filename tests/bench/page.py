@@ -45,7 +45,7 @@ def machine() -> str:
     model = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
     )
-    cores, router = len(os.sched_getaffinity(0)), "compiled" if native.is_there() else "not compiled"
+    cores, router = len(os.sched_getaffinity(0)), "not compiled" if native.found() is None else "compiled"
     python = f"Python {platform.python_version()}, the router {router}"
     return f"{cores} cores ({model or platform.machine()}), {python}, nginx {said.strip().rpartition('/')[2]}"
 
