@@ -96,6 +96,14 @@ class Held:
         self.key: Final = key
 
 
+_Facts = tuple[LeaseId, RequestId, AgentId, ModelKey | None]
+
+
+def _facts(held: Held) -> _Facts:
+    """What a lease says: in a router that was put back from a snapshot it is said by more than one object."""
+    return held.lease_id, held.request_id, held.agent_id, held.key
+
+
 class Ledger(Part):
     """All live leases."""
 
@@ -214,13 +222,14 @@ class Ledger(Part):
         Raises:
             AssertionError: it differs.
         """
-        on: dict[AgentId, dict[LeaseId, Held]] = {}
+        on: dict[AgentId, dict[LeaseId, _Facts]] = {}
         of: dict[ModelKey, dict[AgentId, int]] = {}
         for lease_id, held in self._held.items():
-            on.setdefault(held.agent_id, {})[lease_id] = held
+            on.setdefault(held.agent_id, {})[lease_id] = _facts(held)
             if held.key is not None:
                 counts = of.setdefault(held.key, {})
                 counts[held.agent_id] = counts.get(held.agent_id, 0) + 1
-        assert on == self._on, "R7: leases per agent are not what the ledger holds"
+        kept = {agent_id: {lease_id: _facts(held) for lease_id, held in of_it.items()} for agent_id, of_it in self._on.items()}
+        assert on == kept, "R7: leases per agent are not what the ledger holds"
         assert of == self._of, "R7: leases per model are not what the ledger holds"
         assert len(self._expiry) == len(self._held), "R8: a lease without a deadline, or a deadline without a lease"

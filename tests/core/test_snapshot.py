@@ -7,6 +7,7 @@ import pytest
 
 from core.errors import LocalError, RemoteError
 from core.events import Event, Failure
+from core.invariants import check
 from core.router import Router
 from core.snapshot import Ref, Snapshot, names_of, pack, plain, take, unpack, value_of
 from core.units import Instant
@@ -42,6 +43,7 @@ class Twins:
         effects = self.first.handle(event, now=now)
         if self.second is not None:
             assert self.second.handle(event, now=now) == effects
+            self._check(now)
         return effects
 
     def tick(self, *, now: Instant) -> Any:
@@ -50,7 +52,13 @@ class Twins:
         if self.second is not None:
             assert self.second.tick(now=now) == effects
             assert self.second.next_deadline() == self.first.next_deadline()
+            self._check(now)
         return effects
+
+    def _check(self, now: Instant) -> None:
+        """Now and then, for it looks at everything."""
+        if self.second is not None and self.inputs % 10 == 0:
+            check(self.second, now=now)
 
     def _count(self) -> None:
         self.inputs += 1

@@ -18,6 +18,9 @@ from tests.fleet.fleet import ScriptedNode, answer_well, many, open_fleet, servi
 from tests.fleet.rawhttp import Caller
 
 SECRET = "the prompt that nobody may see"
+REQUESTS = 200
+"""Each of which makes two steps or more."""
+STEPS_PER_LENGTH = 150
 
 
 class Moody:
@@ -35,7 +38,7 @@ class Moody:
 
 
 async def test_a_dump_under_load_replays_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tape, "STEPS_PER_LENGTH", 300)
+    monkeypatch.setattr(tape, "STEPS_PER_LENGTH", STEPS_PER_LENGTH)
     dumps: list[bytes] = []
     async with serving(ScriptedNode(Moody()), ScriptedNode(answer_well)) as ports, open_fleet(ports) as fleet:
         await fleet.wait_ready(2)
@@ -47,7 +50,8 @@ async def test_a_dump_under_load_replays_exactly(tmp_path: Path, monkeypatch: py
                 assert answer.status == 200
                 dumps.append(answer.body)
 
-        await many(200, 16, job)
+        await many(REQUESTS, 16, job)
+        await fleet.chat(content=SECRET)
         file = tmp_path / "router.dump"
         token = (fleet.data_dir / ADMIN_TOKEN_FILE).read_text().strip()
         command = ["dump", "-o", str(file), "--url", fleet.url, "--token", token]
@@ -56,12 +60,15 @@ async def test_a_dump_under_load_replays_exactly(tmp_path: Path, monkeypatch: py
         assert file.stat().st_mode & 0o777 == 0o600
         assert token.encode() not in file.read_bytes()
         dumps.append(file.read_bytes())
-    for data in dumps:
-        played = play(dump.load(data), invariants=check)
+    loaded = [dump.load(data) for data in dumps]
+    for data, one in zip(dumps, loaded, strict=True):
+        played = play(one, invariants=check)
         assert (played.failure, played.difference) == ("", "")
         assert played.same
         assert SECRET.encode() not in data
-    assert len({len(dump.load(data).steps) for data in dumps}) == 3
+    *under_load, last = (one.steps[-1][0] for one in loaded)
+    assert max(under_load) < last
+    assert 0 < len(loaded[2].steps) <= 2 * STEPS_PER_LENGTH < REQUESTS * 2  # what went before them is forgotten
     assert simulation.main(["--replay", str(file)]) == 0
 
 

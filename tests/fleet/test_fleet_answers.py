@@ -61,6 +61,15 @@ def row(rows: list[dict[str, Any]], name: str, field: str = "name") -> dict[str,
     return found
 
 
+async def what_is_loaded(fleet: Fleet) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The fleet's one loaded model as it is shown, and as the two nodes that count told of it: no node said anything new in between."""
+    while True:
+        told = [list(fleet.agent(name).loaded) for name in ("alpha", "beta")]
+        (shown,) = (await fleet.ask("GET", "/api/ps")).json()["models"]
+        if told == [list(fleet.agent(name).loaded) for name in ("alpha", "beta")]:
+            return shown, [row(rows, "common:1b") for rows in told]
+
+
 async def test_three_nodes_with_overlapping_models_are_one_ollama(fast_clock: MockClock) -> None:
     async with overlapping() as fleet:
         assert b"sleeping:1b" in (await fleet.ask("GET", "/api/tags")).body  # for a minute, so that lists do not flicker
@@ -73,9 +82,7 @@ async def test_three_nodes_with_overlapping_models_are_one_ollama(fast_clock: Mo
         assert [each["id"] for each in v1["data"]] == [each["name"] for each in tags]
         assert (await fleet.ask("HEAD", "/api/tags")).status == 200
 
-        loaded = (await fleet.ask("GET", "/api/ps")).json()["models"]
-        on = [row(fleet.agent(name).loaded, "common:1b") for name in ("alpha", "beta")]
-        (shown,) = loaded
+        shown, on = await what_is_loaded(fleet)
         assert (shown["name"], shown["digest"]) == ("common:1b", OLD)  # gamma's is another file
         assert (shown["size"], shown["size_vram"]) == tuple(sum(each[field] for each in on) for field in ("size", "size_vram"))
         assert shown["context_length"] == min(each["context_length"] for each in on)
