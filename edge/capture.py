@@ -4,39 +4,39 @@ Decides how much is held (`limit_bytes` of each body), never what becomes of it.
 understood here; a capture that nobody collects costs what it holds and goes with its request.
 """
 
-from typing import TYPE_CHECKING, Protocol
-
-import msgspec
+from typing import Protocol
 
 from core.events import Route
 from core.history import EDGE_EMBEDDED
+from core.structs import mypyc_attr
 from core.units import RequestId
-
-if TYPE_CHECKING:  # who writes captures to the database needs nothing of the wire
-    from edge.body import Body
-    from edge.wire import ClientConnection, RequestHead
+from edge.body import Body
+from edge.wire import ClientConnection, RequestHead
 
 
-class Capture(msgspec.Struct, array_like=True, gc=False):
-    """One per request that is recorded; it may go to another process as it is."""
+@mypyc_attr(acyclic=True)
+class Capture:
+    """One per request that is recorded."""
 
-    route: Route
-    path: str
-    peer: str
-    number: int
-    """The record's place in time (`core.history.number_of`)."""
-    limit_bytes: int
-    """Of each body that are wanted; 0: none."""
-    redact: bool
-    stream: bool
-    request_body: bytes | None = None
-    response: list[bytes] = []
-    held_bytes: int = 0
-    """Of `response`."""
-    is_cut: bool = False
-    """A body was longer than `limit_bytes`."""
-    edge: str = EDGE_EMBEDDED
-    """Through which edge it came (`core.history.EDGES`)."""
+    __slots__ = ("edge", "held_bytes", "is_cut", "limit_bytes", "number", "path", "peer", "redact", "request_body", "response", "stream")
+
+    def __init__(self, path: str, peer: str, number: int, limit_bytes: int, redact: bool, stream: bool, edge: str = EDGE_EMBEDDED) -> None:
+        self.path = path
+        self.peer = peer
+        self.number = number
+        """The record's place in time (`core.history.number_of`)."""
+        self.limit_bytes = limit_bytes
+        """Of each body that are wanted; 0: none."""
+        self.redact = redact
+        self.stream = stream
+        self.edge = edge
+        """Through which edge it came (`core.history.EDGES`)."""
+        self.request_body: bytes | None = None
+        self.response: list[bytes] = []
+        self.held_bytes = 0
+        """Of `response`."""
+        self.is_cut = False
+        """A body was longer than `limit_bytes`."""
 
     def take(self, data: bytes) -> None:
         """Some of the answer's body passes."""
@@ -60,7 +60,11 @@ class Capture(msgspec.Struct, array_like=True, gc=False):
             data = data[:limit]
         self.request_body = data
 
-    async def take_request(self, body: "Body") -> None:
+    def drop(self) -> None:
+        """Hold nothing any more."""
+        self.request_body, self.response, self.held_bytes = None, [], 0
+
+    async def take_request(self, body: Body) -> None:
         """Hold the request's body, as much of it as is wanted."""
         if body.data is not None:
             self.hold_request(body.data)
@@ -84,6 +88,19 @@ class Recorder(Protocol):
         """The place in history of a request that has just come."""
 
     def open(
-        self, request_id: RequestId, conn: "ClientConnection", head: "RequestHead", route: Route, *, stream: bool, number: int
+        self, request_id: RequestId, conn: ClientConnection, head: RequestHead, route: Route, stream: bool, number: int
     ) -> Capture | None:
         """A capture for a request, before it is settled; None: it is not recorded. `number`: its place."""
+
+    def leave(
+        self,
+        request_id: RequestId,
+        conn: ClientConnection,
+        head: RequestHead,
+        route: Route,
+        stream: bool,
+        number: int,
+        body: bytes,
+        answer: bytes,
+    ) -> None:
+        """A request was settled of which no capture was opened; both bodies are here, whole. Nobody waits for what this leads to."""

@@ -188,7 +188,7 @@ class Proxy:
     def capture(self, one: Live) -> None:
         """Have history take what passes, if it wants that; at the latest before the request is settled."""
         if self._recorder is not None:
-            one.capture = self._recorder.open(one.request_id, one.conn, one.head, one.route, stream=one.stream, number=one.number)
+            one.capture = self._recorder.open(one.request_id, one.conn, one.head, one.route, one.stream, one.number)
 
     async def go_on(self, conn: ClientConnection, head: RequestHead, begun: Begun) -> None:
         """Answer a request that the router was told of elsewhere. Raises as `serve`."""
@@ -252,17 +252,18 @@ class Proxy:
             one.body.close()
 
     def settle_now(self, one: Live, settled: Settled | None, answer: bytes = b"") -> None:
-        """What `begin_now` began is over. None: it was given up. `answer`: the body of its whole answer.
-
-        Only now history takes it all, so that nobody waits for that.
-        """
-        self.capture(one)
-        body, capture = one.body, one.capture
+        """What `begin_now` began is over. None: it was given up. `answer`: the body of its whole answer."""
+        recorder, body = self._recorder, one.body
+        data = body.data
         try:
-            if capture is not None and settled is not None and body.data is not None:
-                capture.hold_request(body.data)
-                capture.take(answer)
-            self._settle(one, settled)
+            if recorder is None:
+                self._settle(one, settled)
+            elif settled is None or data is None:
+                self.capture(one)
+                self._settle(one, settled)
+            else:  # what history does with it comes later, when nobody waits
+                self._settle(one, settled)
+                recorder.leave(one.request_id, one.conn, one.head, one.route, one.stream, one.number, data, answer)
         finally:
             body.close()
 

@@ -121,9 +121,7 @@ class Records(Interface):
 
     def number(self) -> int: ...
 
-    def open(
-        self, request_id: RequestId, peer: Asked, asked: Asked, route: Route, /, *, stream: bool, number: int, edge: str
-    ) -> object: ...
+    def open(self, request_id: RequestId, peer: Asked, asked: Asked, route: Route, stream: bool, number: int, edge: str, /) -> object: ...
 
 
 class NodeRow(Fact, frozen=True):
@@ -431,7 +429,7 @@ class Selection:
         carried = Carried(request_id, route=route, stream=facts.stream, connection=connection)
         if self._records is not None:
             number = self._records.number()
-            self._records.open(request_id, asked, asked, route, stream=facts.stream, number=number, edge=EDGE_NGINX)
+            self._records.open(request_id, asked, asked, route, facts.stream, number, EDGE_NGINX)
         self._handover.add(carried)
         self._decider.apply(facts.came(request_id, route, client, model))
         effect = carried.take_decision()

@@ -31,10 +31,10 @@ MODULES: Final = tuple(
             "turns", "warm",
         ),
         "edge": (
-            "body", "desk", "facts", "handover", "headers", "live", "pool", "proxy", "quick", "relay", "selection", "tally", "verdicts",
-            "wire", "wire_client", "wire_heads", "wire_watch",
+            "body", "capture", "desk", "facts", "handover", "headers", "live", "pool", "proxy", "quick", "relay", "selection", "tally",
+            "verdicts", "wire", "wire_client", "wire_heads", "wire_watch",
         ),
-        "servers": ("clock", "driver", "history", "metrics", "tape"),
+        "servers": ("clock", "drafts", "driver", "history", "metrics", "tape"),
         "servers.store": ("outbox", "packed"),
     }.items()
     for name in names

@@ -1,8 +1,8 @@
 """Work that takes the interpreter for long, in a process of its own: it gets a question, and what it prints is the answer.
 
 Decides how such a process is started, heard, and ended. Must never know what it computes. Invariants: its answer passes through here a
-piece at a time, so memory does not grow with it; it is ended when nobody wants the rest; it yields to what serves (`YIELDS`); at most
-`AT_ONCE` run side by side. A thread would not do: it takes the interpreter from the loop at each of the loop's system calls.
+piece at a time, so memory does not grow with it; it is ended when nobody wants the rest; it yields to what serves (`servers.yielding`);
+at most `AT_ONCE` run side by side. A thread would not do: it takes the interpreter from the loop at each of the loop's system calls.
 """
 
 import os
@@ -15,10 +15,9 @@ from typing import Final
 import trio
 
 from core.errors import RemoteError
+from servers.yielding import yield_to_serving
 
 AT_ONCE: Final = 4
-YIELDS: Final = 10
-"""Steps of niceness."""
 PIECE_BYTES: Final = 1 << 16
 NOT_NOW: Final = 75
 """A process's status that says: what it needs does not answer (EX_TEMPFAIL)."""
@@ -82,5 +81,5 @@ async def answered(module: str, question: bytes) -> bytes:
 
 def asked() -> bytes:
     """In such a process: its question. From here on it yields to what serves."""
-    os.nice(YIELDS)
+    yield_to_serving()
     return sys.stdin.buffer.read()

@@ -1,12 +1,13 @@
 """From a request's end to its draft: what the router says of it, and what the edge captured, put together and handed to the store.
 
 Decides what is recorded and how much of the bodies, by the operator's settings and the request's own wish. Must never know a statement of
-the database. Invariants: what costs time (joining, redacting) happens elsewhere; with bodies off no byte of a prompt or an answer is
-captured; a request that never came to a node is recorded too.
+the database. Invariants: what costs time (joining, redacting) happens elsewhere, and what else is to be done of a whole answer when
+nobody waits for it (`gather`, at the latest before the store sends); with bodies off no byte of a prompt or an answer is captured; a
+request that never came to a node is recorded too.
 """
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
 
 from core.events import Record, Route
 from core.history import EDGE_EMBEDDED, Numbers
@@ -17,9 +18,18 @@ from edge.proxy import KEYED
 from servers.drafts import POLICIES, Draft
 
 HISTORY_HEADER: Final = b"x-router-history"
+TOGETHER: Final = 32
+"""Requests whose drafts are made at once. Made one by one they would hold up a client that was just answered and shares a core with us."""
+LARGE_BYTES: Final = 1 << 16
+"""Of bodies: a request that has more has its draft made at once, with those before it, so that no step of the loop copies much."""
+
 _KEY_AT: Final = len(KEYED)
 _REDACTED: Final = POLICIES.index("redacted")
 _OFF: Final = POLICIES.index("off")
+
+
+_Left: TypeAlias = tuple[Record, Peer, Asks, bool, int, bytes, bytes]
+"""What was told of it, who asked for what, whether it streams, its place, and both bodies."""
 
 
 class History:
@@ -45,37 +55,75 @@ class History:
         self.client_address: Callable[[Peer, Asks], str] = lambda conn, _: conn.peer_host
         """The real client's, as far as it can be told."""
         self._open: dict[RequestId, Capture] = {}
-        self._kept = self._kept_by(self._policy)
+        self._told: Record | None = None
+        """Of the last request that had no capture."""
+        self._left: list[_Left] = []
+        """Requests whose drafts are still to be made."""
+        # What the last request's headers and its connection's address meant: most clients send the same again, and then it is one object.
+        self._fields: Mapping[bytes, bytes] | None = None
+        self._host = ""
+        self._address = ""
+        self._limit_bytes, self._redact = 0, False
 
     def number(self) -> int:
         """The place of a request that has just come."""
         return self._numbers.next(self._clock())
 
     def open(
-        self, request_id: RequestId, conn: Peer, head: Asks, route: Route, *, stream: bool, number: int, edge: str = EDGE_EMBEDDED
+        self, request_id: RequestId, conn: Peer, head: Asks, route: Route, stream: bool, number: int, edge: str = EDGE_EMBEDDED
     ) -> Capture | None:
         """A capture for a request, before it is settled; None: it asks no model, so it is not recorded. `number`: its place. `edge`: one
         of `EDGES`."""
         if not route.runs_model:
             return None
-        limit_bytes, redact = self._kept
-        wish = head.fields.get(HISTORY_HEADER)
-        if wish is not None:
-            limit_bytes, redact = self._kept_by(max(self._policy, _policy_of(wish)))
-        address = self.client_address(conn, head)
-        capture = self._open[request_id] = Capture(route, head.path, address, number, limit_bytes, redact, stream, edge=edge)
+        self._read(conn, head)
+        capture = Capture(head.path, self._address, number, self._limit_bytes, self._redact, stream, edge)
+        self._open[request_id] = capture
         return capture
 
-    def _kept_by(self, policy: int) -> tuple[int, bool]:
-        """How much of a body is kept, and whether it is redacted."""
-        return (0 if policy == _OFF else self._body_max_bytes), policy == _REDACTED
+    def _read(self, conn: Peer, head: Asks) -> None:
+        """What a request's headers and its connection mean: whose it is, and how much of its bodies is kept."""
+        fields, host = head.fields, conn.peer_host
+        if fields is self._fields and host == self._host:
+            return
+        self._fields, self._host = fields, host
+        self._address = self.client_address(conn, head)
+        wish = fields.get(HISTORY_HEADER)
+        policy = self._policy if wish is None else max(self._policy, _policy_of(wish))
+        self._limit_bytes, self._redact = (0 if policy == _OFF else self._body_max_bytes), policy == _REDACTED
 
     def record(self, record: Record) -> None:
         """A request is over."""
         capture = self._open.pop(record.request_id, None)
-        if capture is not None:
-            key_at = _KEY_AT if record.client.startswith(KEYED) else 0
-            self._put(Draft(record, capture, key_at, self._masks))
+        if capture is None:
+            self._told = record
+        else:
+            self._draft(record, capture)
+
+    def leave(
+        self, request_id: RequestId, conn: Peer, head: Asks, route: Route, stream: bool, number: int, body: bytes, answer: bytes
+    ) -> None:
+        """What `open` and `record` are for others, of a request that was settled just now and had no capture."""
+        record, self._told = self._told, None
+        if record is None or record.request_id != request_id or not route.runs_model:
+            return
+        self._left.append((record, conn, head, stream, number, body, answer))
+        if len(self._left) >= TOGETHER or len(body) + len(answer) > LARGE_BYTES:
+            self.gather()
+
+    def gather(self) -> None:
+        """Make the drafts of what was left, and hand them over."""
+        left, self._left = self._left, []
+        for record, conn, head, stream, number, body, answer in left:
+            self._read(conn, head)
+            capture = Capture(head.path, self._address, number, self._limit_bytes, self._redact, stream)
+            capture.hold_request(body)
+            capture.take(answer)
+            self._draft(record, capture)
+
+    def _draft(self, record: Record, capture: Capture) -> None:
+        key_at = _KEY_AT if record.client.startswith(KEYED) else 0
+        self._put(Draft(record, capture, key_at, self._masks))
 
 
 def _policy_of(wish: bytes) -> int:

@@ -17,7 +17,7 @@ import msgspec
 from core.history import HistoryRecord
 from core.units import UnixMs
 from servers import clock
-from servers.drafts import body_value
+from servers.records import body_value
 
 FILE: Final = "request_history.json"
 CHUNK_CHARS: Final = 1 << 20

@@ -100,6 +100,7 @@ class Memory:
             clock=clock.unix_ms,
             masks=settings.history_mask,
         )
+        self.store.gather_from(self.history.gather)
         self._saved_use: dict[str, tuple[Any, ...]] = {}
         self._saved_agents: dict[AgentId, bytes] = {}
         self._driver: Driver | None = None

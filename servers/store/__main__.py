@@ -20,13 +20,14 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
 from core.units import UnixMs
-from servers.drafts import restrict
+from servers.records import restrict
 from servers.store import messages
 from servers.store.engine import known_engine
 from servers.store.messages import Config, Deleted, Imported, Ready, Said, Word
 from servers.store.retention import Retention
 from servers.store.statements import Statements
 from servers.store.writer import Writer
+from servers.yielding import yield_to_serving
 
 STOP_LIMIT_S: Final = 15.0
 """What writing gets once the coordinator is gone."""
@@ -65,6 +66,7 @@ def main() -> None:
     """Write until the coordinator is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    yield_to_serving()
     line = _Line(socket.socket(fileno=0))
     frames = line.frames()
     config = messages.config_of(next(frames, b""))

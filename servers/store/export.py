@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from servers import clock
 from servers.aside import NOT_NOW, asked
-from servers.drafts import body_value
+from servers.records import body_value
 from servers.store import queries
 from servers.store.engine import errors_of, known_engine
 from servers.store.filters import Filters

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from servers.drafts import Draft
+from servers.records import Left
 from servers.store.filters import Filters
 
 LENGTH_BYTES: Final = 4
@@ -43,7 +43,7 @@ class Batch(msgspec.Struct, array_like=True, tag=0):
     things: list[tuple[str, str, bytes | None]]
 
     @property
-    def drafts(self) -> list[Draft]:
+    def drafts(self) -> list[Left]:
         """Made anew each time that it is asked for: only who writes them now needs room for them."""
         return _drafts_of(self.packed)
 
@@ -111,7 +111,7 @@ class Imported(msgspec.Struct, tag=True):
 Word: TypeAlias = Ready | Done | Failed | Works | Said | Deleted | Imported
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_drafts_of: Final = msgspec.msgpack.Decoder(list[Draft]).decode
+_drafts_of: Final = msgspec.msgpack.Decoder(list[Left]).decode
 item_of: Final = msgspec.msgpack.Decoder(Item).decode
 config_of: Final = msgspec.msgpack.Decoder(Config).decode
 word_of: Final = msgspec.msgpack.Decoder(Word).decode

@@ -52,6 +52,8 @@ class Outbox:
         self._asked: deque[Delete | Sync] = deque()
         self._sent: dict[int, Parcel] = {}
         self._again: deque[Parcel] = deque()
+        self.gather: Callable[[], None] = lambda: None
+        """Has those who hold something back for a while `put` it."""
         self._numbers = 0
         self._records = 0
         self._bytes = 0
@@ -97,6 +99,7 @@ class Outbox:
         return item
 
     def _batch(self) -> Packed | None:
+        self.gather()
         if self._full:
             batch = self._full.popleft()
         elif self._open.drafts or self._things:
@@ -126,6 +129,7 @@ class Outbox:
 
     def give_up(self) -> None:
         """Nobody will write what waits: count it."""
+        self.gather()
         items = [*self._sent.values(), *self._again, *self._full, self._open]
         self.written.records_dropped += sum(item.drafts for item in items if isinstance(item, Packed))
         self._open = Packed()
@@ -137,4 +141,5 @@ class Outbox:
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits, sent or not."""
+        self.gather()
         return not (self._open.drafts or self._full or self._things or self._asked or self._sent or self._again)

@@ -40,7 +40,7 @@ class Packed:
         frame = self.frame
         end = len(frame)
         try:
-            _encode_into(draft, frame, _END)
+            _encode_into(draft.row(), frame, _END)
         except (UnicodeEncodeError, OverflowError):
             del frame[end:]
             _encode_into(draft.tidied(), frame, _END)

@@ -98,6 +98,10 @@ class Store:
             body_max_bytes=body_max_bytes, masks=masks, imported=imported, mirror=mirror,
         )  # fmt: skip
 
+    def gather_from(self, gather: Callable[[], None]) -> None:
+        """Before anything is written, `gather` puts what is held back."""
+        self._feed.outbox.gather = gather
+
     def start(self) -> None:
         """Start the process that writes."""
         self._feed.start()

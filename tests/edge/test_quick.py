@@ -330,9 +330,17 @@ class Recorded:
         self.numbers += 1
         return self.numbers
 
-    def open(self, request_id: RequestId, conn: ClientConnection, head: RequestHead, route: Route, *, stream: bool, number: int) -> Capture:
-        self.captures.append(Capture(route, head.path, conn.peer_host, number, 1 << 20, False, stream))
+    def open(self, request_id: RequestId, conn: ClientConnection, head: RequestHead, route: Route, stream: bool, number: int) -> Capture:
+        self.captures.append(Capture(head.path, conn.peer_host, number, 1 << 20, False, stream))
         return self.captures[-1]
+
+    def leave(
+        self, request_id: RequestId, conn: ClientConnection, head: RequestHead, route: Route, stream: bool, number: int,
+        body: bytes, answer: bytes,
+    ) -> None:  # fmt: skip
+        capture = self.open(request_id, conn, head, route, stream, number)
+        capture.hold_request(body)
+        capture.take(answer)
 
 
 async def test_history_takes_a_whole_answer_when_its_client_has_it() -> None:

@@ -54,7 +54,7 @@ class Records:
     def number(self) -> int:
         return 1
 
-    def open(self, request_id: RequestId, peer: Asked, asked: Asked, route: object, *, stream: bool, number: int, edge: str) -> object:
+    def open(self, request_id: RequestId, peer: Asked, asked: Asked, route: object, stream: bool, number: int, edge: str) -> object:
         self.opened.append((request_id, asked.path, edge))
         return None
 

@@ -24,8 +24,8 @@ ADDED_P50_MAX = 0.05
 """A share of what a request takes without history, at `RATE` requests per second."""
 
 
-TURN_S = 0.5
-"""Short, for what else the machine does changes within seconds."""
+TURN_S = 0.1
+"""Short, for what the machine gives changes within seconds, by more than what is looked for."""
 
 
 class Cost(msgspec.Struct):

@@ -1,84 +1,36 @@
-"""Drafts: what becomes of bodies, of keys, and of what no encoding takes."""
+"""Drafts: what they hold, and what no encoding takes."""
 
 import msgspec
 import pytest
 
-from core.events import Attempt, Usage
-from core.history import EDGE_NGINX, HistoryRecord, number_of
-from core.units import AgentId, UnixMs
-from servers.drafts import Draft, restrict
-from tests.servers.drafts import NOW, draft
-from tests.servers.store.databases import record
+from core.events import Usage
+from servers.records import Left
+from tests.servers.drafts import draft, read
 
 
-def test_a_draft_that_went_to_another_process_becomes_the_same_record() -> None:
-    made = draft()
-    there = msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=Draft)
-    found = there.finished()
-    assert found == made.finished()
-    assert (found.at_ms, found.completed_at_ms, found.load_ms, found.client, found.key_id) == (NOW, NOW + 5, 2.0, "10.0.0.1", None)
-    assert msgspec.json.decode(found.attempts) == [{"node": "node", "outcome": "success", "ms": 5.0}]
-    assert (found.request_body, found.response_body, found.bodies) == (b"{}", b'{"done":true}', "whole")
-
-
-def test_every_field_is_where_it_belongs() -> None:
-    made = draft(predicted_start_ms=1.5, observed_start_ms=2.5, message="why", status=418, duration_ms=6.4, chunks=9, body_bytes=77)
-    assert made.finished() == HistoryRecord(
-        number=number_of(NOW, 0), request_id="id-0", at_ms=NOW, completed_at_ms=UnixMs(NOW + 6), request_type="chat", path="/api/chat",
-        model="m", agent_id="a", agent_name="node", client="10.0.0.1", key_id=None, status="success", message="why", http_status=418,
-        duration_ms=6.4, queue_ms=0.5, ttft_ms=2.0, predicted_start_ms=1.5, prompt_tokens=3, output_tokens=4, load_ms=2.0,
-        attempts=b'[{"node":"node","outcome":"success","ms":5.0}]', edge="embedded", chunks=9, body_bytes=77, request_body=b"{}",
-        response_body=b'{"done":true}', bodies="whole", observed_start_ms=2.5,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(("told", "kept"), [(0.0, 0.0), (0.0004, 0.0), (0.0006, 0.001), (1234.56789, 1234.568), (1e9 / 3, 333333333.333)])
-def test_times_of_attempts_are_rounded_to_microseconds(told: float, kept: float) -> None:
-    attempt = Attempt(agent_id=AgentId("a"), agent_name="n", outcome="x", duration_ms=told)
-    assert msgspec.json.decode(draft(attempts=(attempt,)).finished().attempts) == [{"node": "n", "outcome": "x", "ms": kept}]
-
-
-def test_a_key_is_told_by_its_id_and_its_address() -> None:
+def test_a_row_is_read_field_by_field_as_it_was_left() -> None:
     made = draft(client="key:k1")
-    made.key_at = len("key:")
-    assert (made.finished().client, made.finished().key_id) == ("10.0.0.2", "k1")
+    made.key_at, made.masks = len("key:"), (("user",),)
+    left, capture = read(made), made.capture
+    assert (left.record, left.key_at, left.masks, left.dropped) == (made.record, made.key_at, made.masks, made.dropped)
+    for name in ("path", "peer", "number", "limit_bytes", "redact", "stream", "edge", "request_body", "response", "is_cut"):
+        assert getattr(left, name) == getattr(capture, name)
+    assert len(made.row()) == len(Left.__struct_fields__)
 
 
 def test_bodies_that_were_dropped_take_no_room_and_the_record_says_so() -> None:
     made = draft(body=b"x" * 100)
     assert made.size_bytes == 113
     made.drop_bodies()
-    assert (made.size_bytes, made.finished().bodies, made.finished().response_body) == (0, "dropped", None)
-
-
-def test_what_was_captured_elsewhere_or_not_at_all_says_so() -> None:
-    off, nginx, cut, secret = draft(), draft(), draft(), draft()
-    off.capture.limit_bytes = 0
-    nginx.capture.edge = EDGE_NGINX
-    cut.capture.is_cut = True
-    secret.capture.redact, secret.masks = True, (("done",),)
-    assert [made.finished().bodies for made in (off, nginx, cut, secret)] == ["off", "not captured", "cut", "redacted"]
-    assert secret.finished().response_body == b'{"done":"[masked]"}'
+    assert (made.size_bytes, read(made).finished().bodies, read(made).finished().response_body) == (0, "dropped", None)
 
 
 def test_what_no_encoding_takes_is_tidied() -> None:
     made = draft(client="\udcff", model="a\ud800", agent_name=None, usage=Usage(prompt_tokens=2**70, output_tokens=-1))
     made.capture.path = "/\ud800"
     with pytest.raises((UnicodeEncodeError, OverflowError)):
-        msgspec.msgpack.encode(made)
-    found = msgspec.msgpack.decode(msgspec.msgpack.encode(made.tidied()), type=Draft).finished()
+        msgspec.msgpack.encode(made.row())
+    found = msgspec.msgpack.decode(msgspec.msgpack.encode(made.tidied()), type=Left).finished()
     assert (found.client, found.model, found.path, found.agent_name) == ("?", "a?", "/?", None)
     assert (found.prompt_tokens, found.output_tokens) == (2**63 - 1, 0)
-    assert draft(usage=None).tidied().finished().prompt_tokens == 0
-
-
-def test_a_record_from_elsewhere_keeps_no_more_than_ours_would() -> None:
-    kept = {}
-    for policy, limit in (("full", 1000), ("full", 4), ("redacted", 1000), ("off", 1000)):
-        made = record(request_body=b'{"user":"me"}', response_body=None)
-        restrict(made, policy, limit_bytes=limit, masks=(("user",),))
-        kept[policy, limit] = (made.bodies, made.request_body)
-    assert kept == {
-        ("full", 1000): ("whole", b'{"user":"me"}'), ("full", 4): ("cut", b'{"us'),
-        ("redacted", 1000): ("redacted", b'{"user":"[masked]"}'), ("off", 1000): ("off", None),
-    }  # fmt: skip
+    assert draft(usage=None).tidied()[0].usage is None

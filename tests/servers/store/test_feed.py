@@ -20,6 +20,7 @@ from servers.store.feed import Feed
 from servers.store.filters import Filters
 from servers.store.messages import Config, Delete, Sync, framed
 from servers.store.tables import requests
+from servers.yielding import YIELDS
 from tests.fleet.rawhttp import wait_until
 from tests.servers.drafts import NOW, draft
 from tests.servers.store.databases import Databases
@@ -72,6 +73,14 @@ async def test_what_was_put_is_written_by_the_process_and_what_is_asked_answered
     assert ids(engine) == names(700)[500:]
     assert feed.outbox.written.records == 700
     assert feed.outbox.is_empty
+
+
+async def test_it_yields_to_what_serves_in_all_its_threads(engine: Engine) -> None:
+    async with running(engine) as feed:
+        assert feed.pid is not None
+        ours = os.getpriority(os.PRIO_PROCESS, 0)
+        for thread in os.listdir(f"/proc/{feed.pid}/task"):
+            assert os.getpriority(os.PRIO_PROCESS, int(thread)) == min(19, ours + YIELDS)
 
 
 async def test_before_the_process_is_there_a_thread_writes(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from servers.store.filters import Filters
 from servers.store.messages import Batch, Config, Delete, Done, Frames, Item, Sync
 from servers.store.outbox import Outbox, Parcel
 from servers.store.packed import Packed
-from tests.servers.drafts import draft
+from tests.servers.drafts import draft, read
 
 
 def batches(box: Outbox) -> list[Item]:
@@ -34,7 +34,7 @@ def test_batches_are_bounded_and_in_order_and_things_go_with_them() -> None:
     first, second = batches(box)
     assert isinstance(first, Batch)
     assert isinstance(second, Batch)
-    assert [*first.drafts, *second.drafts] == made
+    assert [*first.drafts, *second.drafts] == [read(one) for one in made]
     assert (first.things, second.things) == ([("key", "1", None)], [])
     assert (first.number, second.number) == (1, 2)
 
@@ -97,7 +97,8 @@ def test_no_draft_spoils_a_batch() -> None:
     made = [draft(0), draft(1, model="half a \ud800", usage=Usage(prompt_tokens=2**70)), draft(2)]
     batch = packed(7, made, [("key", "1", b"x")]).batch()
     assert (batch.number, batch.count, batch.things) == (7, 3, [("key", "1", b"x")])
-    assert batch.drafts == [made[0], made[1].tidied(), made[2]] == batch.drafts
+    assert batch.drafts == [read(made[0]), batch.drafts[1], read(made[2])]
+    assert (batch.drafts[1].record.model, batch.drafts[1].finished().prompt_tokens) == ("half a ?", 2**63 - 1)
 
 
 def packed(number: int, drafts: list[Draft], things: list[tuple[str, str, bytes | None]]) -> Packed:
