@@ -97,7 +97,17 @@ def middle(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def measure(place: Path, *, seconds: int, rounds: int) -> Cost:
+def measure(*, pairs: int, rounds: int, seconds: int) -> Cost:
+    """Of the middle one of several pairs. Prints what each took."""
+    costs = []
+    for number in range(1, pairs + 1):
+        with tempfile.TemporaryDirectory() as place:
+            costs.append(_measure(Path(place), seconds=seconds, rounds=rounds))
+        print(f"pair {number}: {costs[-1].ratio:.2f} of the requests, {costs[-1].added_p50:+.1%} at the median", flush=True)
+    return middle(costs)
+
+
+def _measure(place: Path, *, seconds: int, rounds: int) -> Cost:
     """Of one pair. Takes some `seconds * rounds * 4` seconds."""
     small = next(kind for kind in KINDS if kind.name == "small")
     with stage(place, (EMBEDDED, EMBEDDED_ON)) as on:
@@ -137,12 +147,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=3)
     chosen = parser.parse_args()
     more_files()
-    costs = []
-    for number in range(1, chosen.pairs + 1):
-        with tempfile.TemporaryDirectory() as place:
-            costs.append(measure(Path(place), seconds=chosen.seconds, rounds=chosen.rounds))
-        print(f"pair {number}: {costs[-1].ratio:.2f} of the requests, {costs[-1].added_p50:+.1%} at the median", flush=True)
-    found = middle(costs)
+    found = measure(pairs=chosen.pairs, rounds=chosen.rounds, seconds=chosen.seconds)
     _print(found)
     for miss in found.misses():
         print(f"missed: {miss}")
