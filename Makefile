@@ -32,14 +32,17 @@ compiled: $(VENV)/.stamp-test debian-packages
 	@$(PY) -m native || true
 
 # The tests of the core's modules are run once, module by module, where their coverage is measured; pytest runs all others. It mostly waits
-# for sockets and processes: what only computes runs beside it, and yields to it.
+# for sockets and processes: what mostly computes runs beside it, and yields to it.
+COMPUTES := tests/core tests/edge tests/native
+OWNED = $$($(PY) -m tests.house.coverage_by_module --ignores)
 SEED = seed=$$(git rev-parse --verify --quiet --short=12 HEAD 2>/dev/null) || { seed=1; echo "No commit to take a seed from: the worlds of seed 1."; }
 
 test: lint clients compiled debian-packages
 	@$(PY) -m tests.house.beside --log build/beside.txt \
 	  --beside '$(PY) -m tests.house.coverage_by_module' \
 	  --beside '$(SEED); $(PY) -m core.simulation --seed $$seed --seeds 40 --steps 2000' \
-	  -- $(PY) -m pytest $$($(PY) -m tests.house.coverage_by_module --ignores)
+	  --beside '$(PY) -m pytest $(COMPUTES) $(OWNED)' \
+	  -- $(PY) -m pytest $(COMPUTES:%=--ignore=%) $(OWNED)
 
 check: lint
 	$(PY) -m tests.house.coverage_by_module
