@@ -86,11 +86,11 @@ class History:
         fields, host = head.fields, conn.peer_host
         if fields is self._fields and host == self._host:
             return
-        self._fields, self._host = fields, host
         self._address = self.client_address(conn, head)
         wish = fields.get(HISTORY_HEADER)
         policy = self._policy if wish is None else max(self._policy, _policy_of(wish))
         self._limit_bytes, self._redact = (0 if policy == _OFF else self._body_max_bytes), policy == _REDACTED
+        self._fields, self._host = fields, host
 
     def record(self, record: Record) -> None:
         """A request is over."""

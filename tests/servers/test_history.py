@@ -124,8 +124,11 @@ def test_what_asks_no_model_or_was_not_told_of_is_not_recorded() -> None:
 
 def test_a_mistake_in_one_draft_does_not_come_again() -> None:
     kept = Kept()
-    kept.history.client_address = lambda *_: 1 / 0
-    kept.leave()
+    caller, told = Caller(), iter([0, 1])
+    kept.history.client_address = lambda *_: f"10.0.0.{1 // next(told)}"
+    kept.leave(caller)
     with pytest.raises(ZeroDivisionError):
         kept.history.gather()
     assert kept.left() == []
+    kept.leave(caller)
+    assert [left.peer for left in kept.left()] == ["10.0.0.1"]
