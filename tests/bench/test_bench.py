@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.bench import gaps, gateway, idle, measure, rows
+from tests.bench import soak as soaking
 from tests.bench.children import Child, free_port, more_files, running
 from tests.bench.client import Order
 from tests.bench.sides import DIRECT, EDGE, EDGE_GATEWAYS, EMBEDDED, EMBEDDED_ON, NGINX, coordinator, stage
@@ -206,7 +207,8 @@ def test_the_soak_says_what_history_does_not_know() -> None:
 
 
 @pytest.mark.slow
-def test_a_short_soak_ends_well(tmp_path: Path) -> None:
+def test_a_short_soak_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soaking, "FILL_REQUESTS", 1000)  # full tables are for who judges growth, which takes longer
     more_files()
     outcome, seen_ = soak(tmp_path, minutes=0.1, seed=1, console=Console(quiet=True), rest_s=1.0)
     assert outcome.problems == [], outcome.text
