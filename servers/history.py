@@ -28,8 +28,8 @@ _REDACTED: Final = POLICIES.index("redacted")
 _OFF: Final = POLICIES.index("off")
 
 
-_Left: TypeAlias = tuple[Record, Peer, Asks, bool, int, bytes, bytes]
-"""What was told of it, who asked for what, whether it streams, its place, and both bodies."""
+_Left: TypeAlias = tuple[Record, str, str, int, int, bool, bool, bytes, bytes]
+"""What was told of a request, what its capture is made of, and both bodies, empty where none is kept."""
 
 
 class History:
@@ -107,16 +107,19 @@ class History:
         record, self._told = self._told, None
         if record is None or record.request_id != request_id or not route.runs_model:
             return
-        self._left.append((record, conn, head, stream, number, body, answer))
+        self._read(conn, head)
+        limit_bytes = self._limit_bytes
+        if limit_bytes == 0:
+            body = answer = b""
+        self._left.append((record, head.path, self._address, number, limit_bytes, self._redact, stream, body, answer))
         if len(self._left) >= TOGETHER or len(body) + len(answer) > LARGE_BYTES:
             self.gather()
 
     def gather(self) -> None:
         """Make the drafts of what was left, and hand them over."""
         left, self._left = self._left, []
-        for record, conn, head, stream, number, body, answer in left:
-            self._read(conn, head)
-            capture = Capture(head.path, self._address, number, self._limit_bytes, self._redact, stream)
+        for record, path, address, number, limit_bytes, redact, stream, body, answer in left:
+            capture = Capture(path, address, number, limit_bytes, redact, stream)
             capture.hold_request(body)
             capture.take(answer)
             self._draft(record, capture)

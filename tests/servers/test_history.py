@@ -122,13 +122,20 @@ def test_what_asks_no_model_or_was_not_told_of_is_not_recorded() -> None:
     assert kept.left() == []
 
 
-def test_a_mistake_in_one_draft_does_not_come_again() -> None:
+def test_a_mistake_is_its_own_requests_and_takes_no_other_with_it() -> None:
     kept = Kept()
-    caller, told = Caller(), iter([0, 1])
+    told = iter([1, 0, 1])
     kept.history.client_address = lambda *_: f"10.0.0.{1 // next(told)}"
-    kept.leave(caller)
+    kept.leave(Caller(), "first")
+    failing = Caller()
     with pytest.raises(ZeroDivisionError):
-        kept.history.gather()
-    assert kept.left() == []
-    kept.leave(caller)
-    assert [left.peer for left in kept.left()] == ["10.0.0.1"]
+        kept.leave(failing, "second")
+    kept.leave(failing, "third")
+    assert [(left.record.request_id, left.peer) for left in kept.left()] == [("first", "10.0.0.1"), ("third", "10.0.0.1")]
+
+
+def test_where_no_bodies_are_kept_none_waits() -> None:
+    kept = Kept("off")
+    kept.leave()
+    assert BODY.decode() not in repr(kept.history._left)
+    assert ANSWER.decode() not in repr(kept.history._left)
