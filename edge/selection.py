@@ -53,6 +53,8 @@ KNOWN_HEAD_MAX_BYTES: Final = 2 << 10
 
 _LENGTH: Final = b"\r\nContent-Length: "
 _CONNECTION: Final = b"\r\nX-Connection: "
+_CR: Final = 0x0D
+_LENGTH_DIGITS_MAX: Final = 8
 _CLOSED: Final = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 _READ: Final = getattr(select, "EPOLLIN", 0)
 
@@ -68,6 +70,8 @@ _ROUTES: Final = {
     b"/v1/messages": Route.V1_MESSAGES,
 }
 """By the literal path, in its one plain spelling."""
+
+_Forward: Final = Forward  # compiled code looks up by name what it imports of other code, but not what is final here
 
 _TO_NODE: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Accel-Redirect: @node\r\n"
 """Where nginx goes on with the request, which it keeps; a place in `nginx/router.conf`."""
@@ -156,13 +160,18 @@ class _Way:
 
 
 class _Connection:
-    """One of nginx's connections. `data`: what came and is not a whole request yet."""
+    """One of nginx's connections. `data`: what came and is not a whole request yet.
 
-    __slots__ = ("_selection", "data", "held", "last", "sock", "unsent")
+    `known`, `head`: the head that came here last, up to its client's connection, as it was sent and as it was read.
+    """
+
+    __slots__ = ("_selection", "data", "head", "held", "known", "last", "sock", "unsent")
 
     def __init__(self, sock: socket.socket, selection: "Selection") -> None:
         self.sock = sock
         self.data = b""
+        self.known = b""
+        self.head: _Head | None = None
         self.held: Carried | None = None
         self.last: list[Carried] = []
         """Granted requests that were answered last."""
@@ -344,9 +353,18 @@ class Selection:
     def _answer_all(self, conn: _Connection, data: bytes) -> None:
         """Answer each whole request in `data`. Raises HttpError: it cannot be read on."""
         granted: list[Carried] = []
+        known, last = conn.known, conn.head
+        if last is not None and data[: len(known)] == known:  # nothing else is sent as a rule
+            named, begins, length = _rest_of_head(data, len(known))
+            if begins and len(data) == begins + length:
+                conn.data = b""
+                answer = self._decide(conn, last, data[len(known) : named], data[begins:], granted)
+                if answer is not None:
+                    conn.send(answer, granted)
+                return
         end = data.find(b"\r\n\r\n") + 4
-        if end > 3:  # one request, and nothing else: all that nginx sends as a rule
-            head, connection, length = self._read_head(data, end)
+        if end > 3:  # one request, and nothing else
+            head, connection, length = self._read_head(conn, data, end)
             if length <= BODY_MAX_BYTES and len(data) == end + length:
                 conn.data = b""
                 answer = self._decide(conn, head, connection, data[end:], granted)
@@ -361,7 +379,7 @@ class Selection:
                     if len(data) > HEAD_MAX_BYTES:
                         raise HttpError(431, "a head that is too long")
                     break
-                head, connection, length = self._read_head(data, end)
+                head, connection, length = self._read_head(conn, data, end)
                 if length > BODY_MAX_BYTES:
                     raise HttpError(413, "a body that does not belong here")
                 whole = end + length
@@ -379,19 +397,21 @@ class Selection:
             if out:
                 conn.send(out[0] if len(out) == 1 else b"".join(out), granted)
 
-    def _read_head(self, data: bytes, end: int) -> tuple[_Head, bytes | None, int]:
+    def _read_head(self, conn: _Connection, data: bytes, end: int) -> tuple[_Head, bytes | None, int]:
         """The head that ends at `end`, its client's connection, and its body's length. Raises HttpError."""
         at = data.rfind(_LENGTH, 0, end)
         told = data[at + len(_LENGTH) : end - 4] if at > 0 else b""
         key, named = b"", None
         if told.isdigit():  # as nginx writes it: what differs comes last
             cut = data.rfind(_CONNECTION, 0, at)
-            if cut > 0 and b"\r" not in (name := data[cut + len(_CONNECTION) : at]):
+            if cut > 0 and _CR not in (name := data[cut + len(_CONNECTION) : at]):
                 key, named = data[:cut], name
             else:
                 key = data[:at]
             known = self._heads.get(key)
             if known is not None and len(told) < 19:
+                if named is not None:
+                    conn.known, conn.head = key + _CONNECTION, known
                 return known, named, int(told)
         head = parse_request_head(data[:end])
         if head.chunked:
@@ -442,11 +462,12 @@ class Selection:
 
     def answer(self, carried: Carried, effect: Answer) -> bytes:
         """What nginx is to do about it."""
-        if isinstance(effect, Forward):
+        if type(effect) is _Forward:
             lease = effect.lease
-            carried.forward, carried.lease_id, carried.agent_id = effect, lease.id, lease.agent_id
-            way = self._ways.get(lease.upstream)
-            if way is None or way.name != lease.agent_name or way.agent_id != lease.agent_id:
+            lease_id, agent_id, upstream = lease.id, lease.agent_id, lease.upstream
+            carried.forward, carried.lease_id, carried.agent_id = effect, lease_id, agent_id
+            way = self._ways.get(upstream)
+            if way is None or way.name != lease.agent_name or way.agent_id != agent_id:
                 way = self._find_way(lease)
             if way is not None and not effect.unload and effect.model is None and effect.raise_context is None:
                 carried.direct = way.direct
@@ -454,7 +475,7 @@ class Selection:
                 if way.direct and self._tally is not None:
                     self._tally.forwarded(carried)
                 self.decided += 1
-                return way.start + f"{lease.id}\r\nX-Request-Id: {carried.request_id}\r\n\r\n".encode("ascii")
+                return way.start + f"{lease_id}\r\nX-Request-Id: {carried.request_id}\r\n\r\n".encode("ascii")
         self.handed_over += 1
         self._handover.hand_over(carried, effect)
         return b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nX-Takeover: %b\r\n\r\n" % carried.request_id.encode("ascii")
@@ -479,6 +500,26 @@ class Selection:
     def _tell_nodes(self) -> bytes:
         body = msgspec.json.encode(self._nodes())
         return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def _rest_of_head(data: bytes, at: int) -> tuple[int, int, int]:
+    """Of a head that names its client's connection at `at`, as nginx writes it: where the name ends, where the body begins and how long it
+    is said to be. All 0: it is written otherwise."""
+    size = len(data)
+    named = at
+    while named < size and data[named] != _CR:
+        named += 1
+    first = named + len(_LENGTH)
+    if first > size or data[named:first] != _LENGTH:
+        return 0, 0, 0
+    length, end = 0, first
+    while end < size and 0x30 <= data[end] <= 0x39:
+        length = length * 10 + data[end] - 0x30
+        end += 1
+    digits, begins = end - first, end + 4
+    if not 0 < digits <= _LENGTH_DIGITS_MAX or length > BODY_MAX_BYTES or data[end:begins] != b"\r\n\r\n":
+        return 0, 0, 0
+    return named, begins, length
 
 
 def _left(request_id: RequestId) -> Settled:

@@ -7,7 +7,6 @@ Invariants: each request is settled once; an agent ends only what is on itself; 
 line or a report that is lost changes nothing but when the end is known; what nobody reports ends with its lease.
 """
 
-import functools
 import re
 import socket
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from typing import Final
 from core.events import Ending, Failure, Freed, Settled, Usage
 from core.leases import Expiry
 from core.messages import EndingReport
-from core.structs import Fact
 from core.units import AgentId, Instant, RequestId
 from edge.handover import Carried, Decides, Handover
 
@@ -33,9 +31,16 @@ READS_IN_A_ROW: Final = 64
 
 CLIENT_LEFT: Final = 499
 LINE_FIELDS: Final = 6
-_COMPLETED: Final = (b"OK", b"OK\n")
-COMMON_WORDS: Final = 10
-"""Of a line about one node: its two times come after those of the selection and a colon."""
+STAMP_BYTES: Final = len(b"<190>Jan  1 00:00:00 router: ")
+"""What stands before the commonest line."""
+REQUEST_ID_LETTERS: Final = 36
+COMMON_MIN_BYTES: Final = STAMP_BYTES + REQUEST_ID_LETTERS
+STATUS_DIGITS: Final = 3
+DIGITS_MAX: Final = 18
+SECONDS_DIGITS_MAX: Final = 11
+_SPACE: Final = 0x20
+_POINT: Final = 0x2E
+_ENDS: Final = (b" OK", b" OK\n", b" ")
 
 _CUT: Final = re.compile(
     rb"<\d+>.{15} cut: (?:\d\S* \S+ )?\[\w+\] (\d+)#\d+: \*(\d+) "
@@ -48,20 +53,37 @@ _ENDINGS: Final = {ending._value_: ending for ending in Ending}
 _FAULTS: Final = {failure._value_: failure for failure in Failure}
 
 
-class Seen(Fact, frozen=True):
-    """What nginx saw of one request that it forwarded. Times in ms, since it sent the request to the node."""
+class Seen:
+    """What nginx saw of one request that it forwarded. Times in ms, since it sent the request to the node. Never changed."""
 
-    lease_id: str
-    status: int
-    body_bytes: int
-    ttft_ms: float | None
-    duration_ms: float | None
-    completed: bool
+    __slots__ = ("body_bytes", "completed", "duration_ms", "lease_id", "status", "ttft_ms")
+
+    def __init__(
+        self, lease_id: str, status: int, body_bytes: int, ttft_ms: float | None, duration_ms: float | None, completed: bool
+    ) -> None:
+        self.lease_id: Final = lease_id
+        self.status: Final = status
+        self.body_bytes: Final = body_bytes
+        self.ttft_ms: Final = ttft_ms
+        self.duration_ms: Final = duration_ms
+        self.completed: Final = completed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Seen) and self._told() == other._told()
+
+    def __hash__(self) -> int:
+        return hash(self._told())
+
+    def __repr__(self) -> str:
+        return f"Seen{self._told()}"
 
     @property
     def well(self) -> bool:
         """A good answer went through whole."""
         return self.completed and 200 <= self.status < 300
+
+    def _told(self) -> tuple[str, int, int, float | None, float | None, bool]:
+        return self.lease_id, self.status, self.body_bytes, self.ttft_ms, self.duration_ms, self.completed
 
 
 def read_line(data: bytes) -> Seen | None:
@@ -70,27 +92,87 @@ def read_line(data: bytes) -> Seen | None:
     Behind the first `: ` there are a lease id, status, body bytes, seconds until the node's head and the end of its answer, and `OK` when
     it was complete; `-` or nothing where there is none, "a : b" and "a, b" where several were asked: the last one counts.
     """
-    _, colon, line = data.partition(b": ")
-    fields = line.split(b" ")
-    if len(fields) == COMMON_WORDS and fields[4] == fields[7] == b":":  # the selection, which nginx counts as asked too, and one node
-        lease_id, status, size, _, _, header_s, _, _, response_s, completed = fields
-    else:
-        fields = (line if colon else data).strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
-        if len(fields) == LINE_FIELDS - 1:
-            fields.append(b"")  # not completed
-        if len(fields) != LINE_FIELDS:
-            return None
-        lease_id, status, size, header_s, response_s, completed = fields
-    if not (lease_id and status.isdigit() and len(status) == 3 and size.isdigit() and len(size) < 19 and lease_id.isascii()):
+    seen = _read_common(data)
+    return _read_any(data) if seen is None else seen
+
+
+def _read_common(data: bytes) -> Seen | None:
+    """The commonest line: about one node, after the selection, which nginx counts as asked too. None: any other."""
+    size = len(data)
+    if size < COMMON_MIN_BYTES or data[STAMP_BYTES - 2 : STAMP_BYTES] != b": ":
         return None
-    return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed in _COMPLETED)
+    at = STAMP_BYTES + REQUEST_ID_LETTERS  # there stands the slash before the number of the attempt
+    while at < size and data[at] != _SPACE:
+        at += 1
+    try:
+        lease_id = data[STAMP_BYTES:at].decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    first = at + 1
+    status, at = _number(data, first)
+    if at != first + STATUS_DIGITS or not _is(data, at, _SPACE):
+        return None
+    first = at + 1
+    body_bytes, at = _number(data, first)
+    if at == first or at > first + DIGITS_MAX or not _is(data, at, _SPACE):
+        return None
+    ttft_ms, at = _second_ms(data, at + 1)
+    if at == 0 or not _is(data, at, _SPACE):
+        return None
+    duration_ms, at = _second_ms(data, at + 1)
+    if at == 0 or data[at:] not in _ENDS:
+        return None
+    return Seen(lease_id, status, body_bytes, float(ttft_ms), float(duration_ms), size > at + 1)
 
 
-@functools.lru_cache(maxsize=4096)
+def _second_ms(data: bytes, at: int) -> tuple[int, int]:
+    """Of "a : b", seconds to three places both: b in ms, and where it ends; 0 when it is not that."""
+    _, at = _as_ms(data, at)
+    if at == 0 or data[at : at + 3] != b" : ":
+        return 0, 0
+    return _as_ms(data, at + 3)
+
+
+def _as_ms(data: bytes, first: int) -> tuple[int, int]:
+    whole, at = _number(data, first)
+    if at == first or at > first + SECONDS_DIGITS_MAX or not _is(data, at, _POINT):
+        return 0, 0
+    part, end = _number(data, at + 1)
+    return (whole * 1000 + part, end) if end == at + 4 else (0, 0)
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """Of the digits at `at`: what they say, and where they end."""
+    number, size = 0, len(data)
+    while at < size and 0x30 <= data[at] <= 0x39:
+        number = number * 10 + data[at] - 0x30
+        at += 1
+    return number, at
+
+
+def _is(data: bytes, at: int, octet: int) -> bool:
+    return at < len(data) and data[at] == octet
+
+
+def _read_any(data: bytes) -> Seen | None:
+    _, colon, line = data.partition(b": ")
+    fields = (line if colon else data).strip().replace(b", ", b",").replace(b" : ", b",").split(b" ")
+    if len(fields) == LINE_FIELDS - 1:
+        fields.append(b"")  # not completed
+    if len(fields) != LINE_FIELDS:
+        return None
+    lease_id, status, size, header_s, response_s, completed = fields
+    if not (lease_id and status.isdigit() and len(status) == STATUS_DIGITS and size.isdigit() and len(size) <= DIGITS_MAX):
+        return None
+    if not lease_id.isascii():
+        return None
+    return Seen(lease_id.decode("ascii"), int(status), int(size), _ms(header_s), _ms(response_s), completed == b"OK")
+
+
 def _ms(value: bytes) -> float | None:
     last = value.rpartition(b",")[2]
     whole, _, part = last.partition(b".")
-    return float(last) * 1000 if whole.isdigit() and part.isdigit() and len(last) < 16 else None
+    return round(float(last) * 1000, 6) if whole.isdigit() and part.isdigit() and len(last) < 16 else None
 
 
 class Tally:

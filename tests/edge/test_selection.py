@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.aliases import Aliases
 from core.events import Ending, Forward, Refuse, RequestCame, RequestEffect, Upstream, Wait
@@ -17,7 +19,7 @@ from core.units import RequestId
 from edge import selection
 from edge.denied import Denied
 from edge.handover import Handover
-from edge.selection import BODY_MAX_BYTES, HEAD_MAX_BYTES, Asked, NodeRow, Nodes, Selection, group_of, reachable
+from edge.selection import BODY_MAX_BYTES, HEAD_MAX_BYTES, Asked, NodeRow, Nodes, Selection, _rest_of_head, group_of, reachable
 from edge.tally import Tally
 from tests.edge.nginx_parts import ScriptedRouter, forward_to
 from tests.fleet.nginx import Selector, selector
@@ -290,17 +292,51 @@ async def test_heads_are_read_once_but_for_what_differs() -> None:
 @pytest.mark.parametrize(
     "lines", [b"Content-Length: 5\r\nContent-Length: %d\r\n", b"Content-Length: +%d\r\n", b"Content-Length: %d5555555555555555555\r\n"]
 )
-async def test_a_head_that_is_known_but_for_a_bad_length_is_not_taken_for_it(lines: bytes) -> None:
-    async with an_endpoint(*[forward_to()] * 3) as (endpoint, select):
+@pytest.mark.parametrize("named", [b"", b"X-Connection: 7-1\r\n"])
+async def test_a_head_that_is_known_but_for_a_bad_length_is_not_taken_for_it(named: bytes, lines: bytes) -> None:
+    async with an_endpoint(*[forward_to()] * 5) as (endpoint, select):
         assert (await select.select(PATH, CHAT)).status == 200
         body = json.dumps(CHAT).encode()
         try:
-            for told in (b"Content-Length: %d\r\n", lines):
-                await select.stream.send_all(b"POST /api/chat HTTP/1.1\r\nHost: s\r\nX-Peer: p\r\n" + told % len(body) + b"\r\n" + body)
+            for told in (*[b"Content-Length: %d\r\n"] * 3, lines):
+                head = b"POST /api/chat HTTP/1.1\r\nHost: s\r\nX-Peer: p\r\n" + named + told % len(body)
+                await select.stream.send_all(head + b"\r\n" + body)
                 assert (await select.answer()).status == (0 if told is lines else 200)
         except trio.BrokenResourceError:
             pass
         await wait_until(lambda: endpoint.selection.connections == 0, what="the connection's end")
+
+
+@given(
+    st.binary(max_size=9),
+    st.sampled_from([b"12-3", b"", b"1\r2", b"1\n"]),
+    st.sampled_from([b"\r\nContent-Length: ", b"\r\ncontent-length: ", b"\r\nContent-Length:", b"\rContent-Length: "]),
+    st.sampled_from([b"5", b"0", b"00012", b"262144", b"262145", b"", b"+5", b"5 ", b"9" * 30]),
+    st.sampled_from([b"\r\n\r\n", b"\r\n\r", b"", b"\r\nContent-Length: 6\r\n\r\n"]),
+    st.binary(max_size=9),
+)
+def test_the_rest_of_a_head_is_taken_only_as_nginx_writes_it(
+    known: bytes, name: bytes, length: bytes, digits: bytes, end: bytes, body: bytes
+) -> None:
+    data = known + name + length + digits + end + body
+    named, begins, size = _rest_of_head(data, len(known))
+    if length == b"\r\nContent-Length: " and b"\r" not in name and digits.isdigit() and len(digits) <= 8 and end == b"\r\n\r\n":
+        plain = int(digits) <= BODY_MAX_BYTES
+        assert (named, begins, size) == ((len(known + name), len(data) - len(body), int(digits)) if plain else (0, 0, 0))
+    elif begins:  # whatever lies behind it, it is a whole head
+        assert b"\r" not in data[len(known) : named]
+        assert data[named:begins] == b"\r\nContent-Length: %b\r\n\r\n" % data[named + 18 : begins - 4]
+        assert int(data[named + 18 : begins - 4]) == size
+
+
+async def test_questions_of_different_clients_follow_one_another_on_a_connection() -> None:
+    async with an_endpoint(*[forward_to()] * 9) as (endpoint, select):
+        for number, peer in enumerate("ppqpqqppq"):
+            body = json.dumps({**CHAT, "x": "y" * number * 40}).encode()
+            lines = f"X-Peer: {peer}\r\nX-Connection: {number}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            await select.stream.send_all(f"POST {PATH} HTTP/1.1\r\nHost: s\r\n".encode() + lines + body)
+            assert (await select.answer()).headers["x-lease"] == f"r{number}/1"
+            assert (endpoint.came()[-1].client, endpoint.handover.table[f"r{number}"].connection) == (peer, b"%d" % number)
 
 
 async def test_the_largest_body_is_read() -> None:

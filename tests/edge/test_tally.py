@@ -2,7 +2,6 @@
 
 import socket
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +10,7 @@ from core.events import Ending, Failure, Route
 from core.messages import EndingReport
 from core.units import AgentId, LeaseId, RequestId
 from edge.handover import Carried, Handover
-from edge.tally import DIRECT_MAX_S, REPORT_WITHIN_S, Seen, Tally, read_line
+from edge.tally import DIRECT_MAX_S, REPORT_WITHIN_S, Seen, Tally, _read_any, _read_common, read_line
 from tests.edge.nginx_parts import ScriptedRouter
 
 GOOD = b"<190>Jan  1 00:00:00 nginx: r/1 200 321 0.100 0.200 OK"
@@ -59,27 +58,39 @@ def test_a_line_is_read() -> None:
     assert read_line(b"<190>x nginx: r/1 200 9 - : 0.3 0.2 : 0.5 OK") == Seen("r/1", 200, 9, 300.0, 500.0, True)
 
 
+STAMP, ID = b"<190>Jan  1 00:00:00 router: ", "550e8400-e29b-41d4-a716-446655440000"
+
+
 @given(
-    st.sampled_from([b"r/1", b"r-2/17", b"", b"a b"]),
-    st.sampled_from([b"200", b"499", b"20"]),
-    st.sampled_from([b"0", b"12", b"-1", b"9" * 19]),
+    st.sampled_from([b"", b"<190>x nginx: ", STAMP, STAMP[1:]]),
+    st.sampled_from([b"r/1", b"r-2/17", b"", b"a b", f"{ID}/1".encode(), f"{ID}/17".encode(), ID.encode(), f"{ID[1:]}\xe9/1".encode()]),
+    st.sampled_from([b"200", b"499", b"20", b"2000", b""]),
+    st.sampled_from([b"0", b"12", b"-1", b"", b"9" * 18, b"9" * 19]),
     st.lists(
-        st.sampled_from([b"-", b"0.001", b"1.5.2", b".", b"12", b"0.1, 0.2", b"", b"0.1 : 0.2", b"- : 0.2", b"0.1 : -"]),
+        st.sampled_from(
+            [
+                *(b"-", b"0.001", b"1.5.2", b".", b"12", b"0.1, 0.2", b"", b"0.1 : 0.2", b"- : 0.2", b"0.1 : -", b"0.001 : 0.002"),
+                *(b"1.001 : 7.057", b"0.001 :0.002", b"0.0001 : 0.001", b"0.001 : 99999999999.999", b"0.001 : 999999999999.999"),
+            ]
+        ),
         min_size=2,
         max_size=2,
     ),
     st.sampled_from([b" OK", b" -", b" ", b"", b" OK-", b" OK \n", b" OK\n"]),
 )
-def test_the_commonest_lines_are_read_as_all_are(lease: bytes, status: bytes, size: bytes, times: list[bytes], end: bytes) -> None:
-    line = b" ".join((lease, status, size, *times)) + end
-    assert read_line(b"<190>x nginx: " + line) == read_line(b"<190>x nginx: " + line.replace(b" : ", b", "))
+def test_the_commonest_lines_are_read_as_all_are(
+    stamp: bytes, lease: bytes, status: bytes, size: bytes, times: list[bytes], end: bytes
+) -> None:
+    line = stamp + b" ".join((lease, status, size, *times)) + end
+    assert read_line(line) == _read_any(line)
 
 
 def test_what_nginx_writes_of_one_node_after_selection_is_read() -> None:
-    line = b"550e8400-e29b-41d4-a716-446655440000/1 200 321 0.001 : 0.002 0.003 : 0.004 "
-    whole = Seen("550e8400-e29b-41d4-a716-446655440000/1", 200, 321, 2.0, 4.0, True)
-    assert read_line(b"<190>x nginx: " + line + b"OK") == whole
-    assert read_line(b"<190>x nginx: " + line) == msgspec.structs.replace(whole, completed=False)
+    for number in (1, 17):
+        line = STAMP + f"{ID}/{number} 200 321 0.001 : 0.002 0.003 : 1.004 ".encode()
+        whole = Seen(f"{ID}/{number}", 200, 321, 2.0, 1004.0, True)
+        assert _read_common(line + b"OK") == read_line(line + b"OK") == whole
+        assert _read_common(line) == Seen(f"{ID}/{number}", 200, 321, 2.0, 1004.0, False) != whole
 
 
 @pytest.mark.parametrize("line", [b"", b"x", GOOD + b" more", b"r/1 20 1 1 1 OK", b"r/1 200 -1 1 1 OK", b"\xff/1 200 1 1 1 OK"])
