@@ -16,6 +16,7 @@ from agent import config as agent_config
 from agent.daemon import AGENT_VERSION, Daemon
 from agent.log import configure
 from core.errors import ConfigError
+from edge.steady import SteadyClock
 
 
 @click.command(epilog="Settings come from the environment; the README lists them: ROUTER_URL, OLLAMA_API_BASE, AGENT_API_PORT and others.")
@@ -31,7 +32,7 @@ def main() -> None:
     except ConfigError as error:
         print(f"ollama-router-agent: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    trio.run(_run, daemon)
+    trio.run(_run, daemon, clock=SteadyClock())
 
 
 async def _run(daemon: Daemon) -> None:

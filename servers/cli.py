@@ -18,6 +18,7 @@ import trio
 from rich.table import Table
 
 from core.errors import ConfigError
+from edge.steady import SteadyClock
 from servers import log, settings
 from servers.backup_command import backup, restore
 from servers.dump_command import dump
@@ -95,7 +96,7 @@ def _run_until_stopped(config_file: Path | None, work: "Work") -> None:
         log.configure(chosen.log_level, chosen.log_format)
         _calm_collector()
         _open_many_files()
-        trio.run(_with_signals, Coordinator(chosen), work, strict_exception_groups=True)
+        trio.run(_with_signals, Coordinator(chosen), work, clock=SteadyClock(), strict_exception_groups=True)
     except* ConfigError as group:
         _fail(_first(group), status=2)
     except* CannotListen as group:

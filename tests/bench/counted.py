@@ -28,6 +28,7 @@ import native
 if __name__ == "__main__":
     native.use()  # before any of it is imported
 
+from edge.steady import SteadyClock
 from tests.bench.counted_sides import EMBEDDED_SIDES, SELECTION_SIDES, serve
 from tests.bench.programs import SMALL, needed, request_body, small_answer
 
@@ -126,7 +127,7 @@ def _counted(ask: Callable[[list[socket.socket], int], None], lines: list[socket
 
 def _serve(side: str, descriptor: str, node_port: str, tally: str) -> None:
     log = socket.socket(fileno=int(tally)) if side in SELECTION_SIDES else None
-    trio.run(serve, side, socket.socket(fileno=int(descriptor)), int(node_port), log)
+    trio.run(serve, side, socket.socket(fileno=int(descriptor)), int(node_port), log, clock=SteadyClock())
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from core.config import RouterConfig
 from core.events import BackendAdded, NodePolled, Record, Upstream
 from core.router import Router
 from core.units import AgentId, Instant, UnixMs
+from edge.steady import SteadyClock
 from servers.access import Access
 from servers.driver import Driver
 from servers.nginx_edge import NginxEdge, nginx_sockets
@@ -107,7 +108,7 @@ def _serve(place: str, nodes: int) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 25, 50)  # as the coordinator's own
-    trio.run(main)
+    trio.run(main, clock=SteadyClock())
 
 
 def _fail(error: Exception) -> None:
