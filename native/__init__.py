@@ -26,15 +26,15 @@ MODULES: Final = tuple(
     f"{package}.{name}"
     for package, names in {
         "core": (
-            "advice", "affinity", "agents", "changes", "dispatch", "displacement", "health", "heat", "history", "inventory", "leaks",
-            "learning", "leases", "names", "obstacles", "parts", "queue", "registry", "requests", "room", "router", "scoring", "slots",
-            "turns", "warm",
+            "advice", "affinity", "agents", "changes", "dispatch", "displacement", "explained", "health", "heat", "history", "inventory",
+            "leaks", "learning", "leases", "names", "obstacles", "parts", "queue", "registry", "requests", "room", "router", "scoring",
+            "slots", "turns", "warm",
         ),
         "edge": (
             "body", "capture", "desk", "facts", "handover", "headers", "live", "pool", "proxy", "quick", "relay", "selection", "tally",
             "verdicts", "wire", "wire_client", "wire_heads", "wire_watch",
         ),
-        "servers": ("clock", "drafts", "driver", "history", "metrics", "tape"),
+        "servers": ("clock", "drafts", "driver", "history", "metrics", "sinks", "tape"),
         "servers.store": ("outbox", "packed"),
     }.items()
     for name in names

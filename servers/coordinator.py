@@ -4,11 +4,8 @@ Decides the order only. Invariants: a port that cannot be opened stops the start
 answered may end within a limit, and nothing new is taken; whatever was started is gone when `run` returns.
 """
 
-from collections import deque
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Final
 
 import structlog
 import trio
@@ -17,9 +14,8 @@ from quart_trio import QuartTrio
 import native
 from core.aliases import Aliases
 from core.errors import ConfigError, RemoteError
-from core.events import Pulse, Record, Upstream
+from core.events import Pulse, Upstream
 from core.router import Router
-from core.units import AgentId
 from edge.body import BodyBudget
 from edge.front import Front
 from edge.listener import Listener, quick_routes
@@ -44,49 +40,8 @@ from servers.moves import Moves
 from servers.nginx_edge import HAND_OVER, NginxEdge, nginx_sockets
 from servers.poller import Poller
 from servers.settings import Settings, upstream_name
+from servers.sinks import RecordRing, Sinks
 from servers.tokens import ADMIN_TOKEN_FILE, Tokens, open_data_dir
-
-RECORDS_KEPT: Final = 64
-"""Records of requests held in memory, newest last."""
-
-
-class RecordRing:
-    """The newest records, for who looks from inside. `listeners` are told of each; they must be quick and may not raise."""
-
-    def __init__(self) -> None:
-        self.newest: deque[Record] = deque(maxlen=RECORDS_KEPT)
-        self.listeners: list[Callable[[Record], None]] = []
-
-    def add(self, record: Record) -> None:
-        """A request is over."""
-        self.newest.append(record)
-        for listener in self.listeners:
-            listener(record)
-
-
-class _Sinks:
-    """Where the router's effects go (`servers.driver.Sinks`)."""
-
-    def __init__(self, metrics: Metrics, records: RecordRing) -> None:
-        self._metrics = metrics
-        self._records = records
-        self._log = structlog.get_logger()
-        self.poller: Poller | None = None
-        self.count = metrics.count
-
-    def note(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        try:
-            getattr(self._log, level)(event, **fields)
-        except (OSError, ValueError):  # nobody reads the log any more
-            pass
-
-    def record(self, record: Record) -> None:
-        self._metrics.observe(record)
-        self._records.add(record)
-
-    def probe(self, agent_id: AgentId) -> None:
-        if self.poller is not None:
-            self.poller.probe(agent_id)
 
 
 class Coordinator:
@@ -200,18 +155,20 @@ class Coordinator:
         settings, config = self.settings, self._config
         router = Router(config, now=clock.now())
         metrics = Metrics()
-        sinks = _Sinks(metrics, self.records)
+        sinks = Sinks(metrics, self.records)
         tick = trio.lowlevel.current_clock().current_time  # `trio.current_time` without asking each time which run this is
         driver = Driver(router, sinks, clock=tick)
-        poller = sinks.poller = Poller(
+        poller = Poller(
             driver.apply,
             now=driver.now,
             known=lambda agent_id: router.agent(agent_id) is not None,
             check_every_s=settings.health_check_interval_s,
         )
+        sinks.probes = poller.probe
         access = Access(settings, self.tokens, our_ports=self.ports)
         self.memory.restore(access, self.tokens)
-        self.records.listeners += [access.spent, self.memory.history.record]
+        self.records.of_keys.append(access.spent)
+        self.records.listeners.append(self.memory.history.record)
         moves = Moves(driver, pool, credential_of=self.tokens.credential_of, say=sinks.note)
         keeping = Keeping(driver, moves, self._catalogue, default_rule=settings.auto_distribute)
         self.web = Web(

@@ -27,12 +27,12 @@ from edge.quick import Quick
 from edge.wire import ClientConnection, RequestHead, Watch
 from servers import clock
 from servers.access import Access
-from servers.coordinator import RecordRing
 from servers.driver import Driver
 from servers.memory import Memory
 from servers.metrics import Metrics
 from servers.nginx_edge import NginxEdge, Sockets
 from servers.settings import Settings
+from servers.sinks import RecordRing, Sinks
 from servers.tokens import Tokens
 from tests.bench.programs import SMALL
 
@@ -50,19 +50,6 @@ class NoSinks:
     def count(self, name: str, labels: dict[str, str], by: int) -> None: ...
     def record(self, record: Record) -> None: ...
     def probe(self, agent_id: AgentId) -> None: ...
-
-
-class _Sinks(NoSinks):
-    """As a coordinator's own."""
-
-    def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.records = RecordRing()
-        self.count = self.metrics.count  # type: ignore[method-assign]
-
-    def record(self, record: Record) -> None:
-        self.metrics.observe(record)
-        self.records.add(record)
 
 
 class Bare:
@@ -138,19 +125,18 @@ async def serve(side: str, listening: socket.socket, node_port: int, tally: sock
 
 async def _serve_embedded(side: str, listening: socket.socket, node_port: int, place: Path) -> None:
     watch = Watch()
-    sinks = NoSinks() if side in ("edge", "bare") else _Sinks()
+    plain, records = side in ("edge", "bare"), RecordRing()
+    sinks = NoSinks() if plain else Sinks(Metrics(), records)
     driver = Driver(Router(RouterConfig(), now=clock.now()), sinks, clock=_tick())
     add_node(driver, "node", node_port)
     settings = Settings(data_dir=place, auth="auto")
     access, tokens = _access(settings)
     memory: Memory | None = None
-    if isinstance(sinks, _Sinks):
-        sinks.records.listeners.append(access.spent)
-    if side == "history" and isinstance(sinks, _Sinks):
+    records.of_keys.append(access.spent)
+    if side == "history":
         memory = Memory(settings, place)
         memory.restore(access, tokens)
-        sinks.records.listeners.append(memory.history.record)
-    plain = side in ("edge", "bare")
+        records.listeners.append(memory.history.record)
     proxy = Proxy(
         Bare(Upstream(host="127.0.0.1", port=node_port)) if side == "bare" else driver,
         Pool(watch),

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from core.affinity import HOMES_MAX
 from core.config import RouterConfig
-from servers.coordinator import RECORDS_KEPT
+from servers.sinks import RECORDS_KEPT
 from tests.bench import page
 from tests.bench.children import Child, end_in_order, free_port, more_files, running
 from tests.bench.sides import Coordinator, Edge, agent, coordinator, edge, has_edge

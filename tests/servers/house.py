@@ -17,7 +17,7 @@ from servers import clock
 from servers.access import Access
 from servers.api.web import Web
 from servers.catalogue import packaged
-from servers.coordinator import RecordRing, _Sinks, make_web_app
+from servers.coordinator import make_web_app
 from servers.driver import Driver
 from servers.keeping import Keeping
 from servers.memory import Memory
@@ -25,6 +25,7 @@ from servers.metrics import Metrics
 from servers.moves import Moves
 from servers.poller import Poller
 from servers.settings import Settings
+from servers.sinks import RecordRing, Sinks
 from servers.tokens import Tokens
 from tests.servers.store.migrated import put_database
 
@@ -61,7 +62,7 @@ class House:
     def __init__(self, settings: Settings) -> None:
         router = Router(settings.router_config(), now=clock.now())
         metrics = Metrics()
-        sinks = _Sinks(metrics, RecordRing())
+        sinks = Sinks(metrics, RecordRing())
         self.driver = Driver(router, sinks)
         self.poller = Poller(self.driver.apply, now=self.driver.now, known=lambda _: True, check_every_s=30)
         self.tokens = Tokens(admin_token=ADMIN, join_token=None, fleet_secret="fleet")
