@@ -12,7 +12,6 @@ Invariants: R3 a node that was tried is not tried again while another one is eli
 and holds the model; R12 after `look` no request waits whose plan could start now.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 from core import slots
@@ -21,6 +20,7 @@ from core.aliases import turned
 from core.config import RouterConfig
 from core.displacement import Displacement
 from core.events import Count, Effect, Failure, Forward, Lease, PassOn, Record, Refuse, Wait
+from core.explained import Explained, Raw
 from core.health import Health
 from core.inventory import Loading
 from core.leaks import Leaks
@@ -34,13 +34,9 @@ from core.queue import FairQueue
 from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
 from core.scoring import MANY, Choice, Load, Strategy, best_first, some_best
-from core.structs import mypyc_attr
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
 from core.views import Candidate, Decision
 from core.warm import Glance, Row
-
-DECISIONS_MAX: Final = 16
-"""Decisions of one request that are kept for its explanation."""
 
 RETRY_AFTER_MAX_S: Final = 60
 
@@ -56,22 +52,6 @@ _WAITING: Final = Phase.WAITING
 _DRAINING: Final = AgentState.DRAINING
 _Forward: Final = Forward  # compiled code looks up by name what it imports of other code, but not what is final here
 _Lease: Final = Lease
-
-_Raw = tuple[float, str, list[Row] | Glance, AgentId | None, Mapping[str, str]]
-"""A decision as it was made: seconds after the request came, outcome, candidates, the chosen one, why others were out. Made readable only
-when somebody asks."""
-
-
-@mypyc_attr(acyclic=True)
-class _Explained:
-    """What is kept of a recent request: its model, decisions, and when it was expected to start and did (ms since it came)."""
-
-    __slots__ = ("made", "model", "started")
-
-    def __init__(self, model: str | None, made: tuple[_Raw, ...] = ()) -> None:
-        self.model = model
-        self.made = made
-        self.started: tuple[float | None, float | None] | None = None
 
 
 class Dispatcher(Part):
@@ -121,7 +101,7 @@ class Dispatcher(Part):
         self._planned: dict[AgentId, int] = {}
         self._kinds: dict[Kind, int] = {}
         self._chosen = 0
-        self._explained: dict[RequestId, _Explained] = {}
+        self._explained: dict[RequestId, Explained] = {}
         self._ring: list[RequestId] = []
         """The requests in it; the oldest stands at `_ring_at` once there are `explain_ring`."""
         self._ring_at = 0
@@ -261,14 +241,14 @@ class Dispatcher(Part):
         known = self._explained.get(request_id)
         if known is None:
             return None
-        started = [] if known.started is None else list(known.started)
-        return known.model, [self._readable(raw) for raw in known.made], started
+        started = [known.expected_ms, known.observed_ms] if known.has_started else []
+        return known.model, [self._readable(raw) for raw in known.made()], started
 
     def started(self, request: Request, record: Record) -> None:
         """Keep with the request when it was expected to start, and when it did (ms since it came)."""
         known = self._explained.get(request.id)
         if known is not None:
-            known.started = (request.predicted_ms, record.observed_start_ms)
+            known.expected_ms, known.observed_ms, known.has_started = request.predicted_ms, record.observed_start_ms, True
 
     def explained(self, request_id: RequestId) -> bool:
         """Whether it is one of the recent requests."""
@@ -558,10 +538,10 @@ class Dispatcher(Part):
         out = self._registry.out(request.key)
         if request.barred:
             out = {**out, **request.barred}
-        raw = (now - request.at, outcome, some_best(rows, chosen) if isinstance(rows, list) else rows, chosen, out)
+        after_s, kept = now - request.at, some_best(rows, chosen) if isinstance(rows, list) else rows
         known = self._explained.get(request.id)
         if known is None:
-            self._explained[request.id] = _Explained(request.came.model, (raw,))
+            self._explained[request.id] = Explained(request.came.model, after_s, outcome, kept, chosen, out)
             ring, at = self._ring, self._ring_at
             if len(ring) < self._ring_max:
                 ring.append(request.id)
@@ -569,10 +549,10 @@ class Dispatcher(Part):
             del self._explained[ring[at]]
             ring[at] = request.id
             self._ring_at = at + 1 if at + 1 < len(ring) else 0
-        elif len(known.made) < DECISIONS_MAX:
-            known.made += (raw,)
+        else:
+            known.add((after_s, outcome, kept, chosen, out))
 
-    def _readable(self, raw: _Raw) -> Decision:
+    def _readable(self, raw: Raw) -> Decision:
         after_s, outcome, rows, chosen, out = raw
         candidates = [
             Candidate(

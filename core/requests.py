@@ -149,8 +149,9 @@ class Request:
 
     def ended_at(self, settled: Settled, *, now: Instant) -> Instant:
         """When it really ended that is told now."""
-        if settled.duration_ms is not None:
-            return max(self.after(settled.duration_ms, now=now), self.first_byte_at or self.started_at)
+        duration_ms = settled.duration_ms
+        if duration_ms is not None:
+            return max(self.after(duration_ms, now=now), self.first_byte_at or self.started_at)
         return now if self.freed_at is None else self.freed_at
 
     def end_attempt(self, outcome: str, now: Instant) -> None:
@@ -254,10 +255,9 @@ def blank_request() -> Request:
     return Request(came, None, Ask(None, "", 0, 0, needs_slot=False), 0, {}, Instant(0.0))
 
 
-def expected_output(event: RequestCame, mean: int) -> int:
-    """How many tokens the answer will have, given the model's mean."""
-    route, limit = event.route, event.output_limit
-    if route.embeds or event.load_only or not route.runs_model:
+def expected_output(route: Route, limit: int | None, mean: int) -> int:
+    """How many tokens the answer will have that is asked for in a request to work, given the model's mean."""
+    if route.embeds:
         return 0
     return mean if limit is None else min(mean, limit)
 

@@ -299,13 +299,13 @@ class Router(Part):
             raise LocalError(f"request {request_id} came twice")
         self._came += 1
         key = key_or_none(model) if model is not None else None
-        runs_model = event.route.runs_model
-        options = event.runner_options
+        route, load_only, options = event.route, event.load_only, event.runner_options
+        runs_model = route.runs_model
         if options and key is not None:
             options = canonical(options, self._registry.trained_context(key))
-        output_tokens = expected_output(event, 0 if key is None else self._speeds.output_tokens(key))
-        needs_slot, capped = runs_model and not event.load_only, runs_model and not event.unload
-        ask = Ask(key if runs_model else None, options, input_tokens, output_tokens, needs_slot, capped)
+        needs_slot, capped = runs_model and not load_only, runs_model and not event.unload
+        mean = self._speeds.output_tokens(key) if needs_slot and key is not None else 0
+        ask = Ask(key if runs_model else None, options, input_tokens, expected_output(route, event.output_limit, mean), needs_slot, capped)
         if needs_slot and key is not None and self._registry.holders(key):
             self._heat.came(key, now)
             self._prompts.came(key, input_tokens)
@@ -449,8 +449,8 @@ class Router(Part):
         unseen = request.phase is _FREED and request.first_byte_at is None
         if request.phase is _FREED:
             self._dispatcher.owed.discard(request.id)
-        if event.ttft_ms is not None:
-            request.first_byte_at = request.after(event.ttft_ms, now=now)
+        if (ttft_ms := event.ttft_ms) is not None:
+            request.first_byte_at = request.after(ttft_ms, now=now)
         if unseen and event.ending is _SUCCESS:
             self._delivered(request, agent, now)
         return request.ended_at(event, now=now)

@@ -24,8 +24,8 @@ from typing import Any, Final, get_origin
 import msgspec
 
 from core.agents import Agent, blank_agent
-from core.dispatch import _Explained
 from core.errors import LocalError, RemoteError
+from core.explained import Explained
 from core.learning import Rates, _Pair, _Scaled
 from core.leases import Held
 from core.parts import Part
@@ -385,7 +385,7 @@ class _Builder:
         # Parts first: where they stand in a new router, they are tied to others.
         for attribute, given in sorted(held[1], key=lambda pair: not isinstance(getattr(target, pair[0], None), Part)):
             if attribute in _KEYS_ONLY:
-                setattr(target, attribute, {key: _Explained(None) for key in self.value(given)})
+                setattr(target, attribute, {key: Explained() for key in self.value(given)})
             else:
                 setattr(target, attribute, self.value(given, getattr(target, attribute, None)))
         return target

@@ -1,5 +1,7 @@
 """One live request: its record, what it teaches, and the words that its client reads."""
 
+from typing import Any
+
 import pytest
 
 from core.agents import Agent
@@ -101,14 +103,24 @@ def test_an_embedding_is_all_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "tokens"),
+    ("route", "limit", "tokens"),
     [
-        (came(), 150), (came(output_limit=10), 10), (came(output_limit=1000), 150), (came(Route.EMBED), 0), (came(Route.V1_EMBEDDINGS), 0),
-        (came(load_only=True), 0), (came(Route.SHOW), 0),
+        (Route.CHAT, None, 150), (Route.V1_CHAT, 10, 10), (Route.CHAT, 1000, 150), (Route.EMBED, None, 0), (Route.V1_EMBEDDINGS, 10, 0),
     ],
 )  # fmt: skip
-def test_expected_length(event: RequestCame, tokens: int) -> None:
-    assert expected_output(event, 150) == tokens
+def test_expected_length(route: Route, limit: int | None, tokens: int) -> None:
+    assert expected_output(route, limit, 150) == tokens
+    assert expected_output(route, limit, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"), [({"output_limit": 9}, 9), ({"load_only": True}, 0), ({"route": Route.SHOW}, 0), ({"route": Route.EMBED}, 0)]
+)
+def test_no_answer_is_expected_where_nothing_is_to_be_made(fields: dict[str, Any], tokens: int) -> None:
+    world = World()
+    world.backend("n", "m", loaded=("m",))
+    world.ask("r", **fields)
+    assert world.router._requests[RequestId("r")].ask.output_tokens == tokens
 
 
 # ---------------------------------------------------------------- what is told

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from core.errors import LocalError, RemoteError
-from core.events import Event, Failure
+from core.events import AttemptEnded, Event, Failure
 from core.invariants import check
 from core.router import Router
 from core.snapshot import Ref, Snapshot, names_of, pack, plain, take, unpack, value_of
-from core.units import Instant
+from core.units import Instant, RequestId
 from tests.core.routing import World
 from tests.core.simulation.worlds import drawn
 
@@ -100,9 +100,14 @@ def test_explanations_are_left_out_but_their_requests_are_known() -> None:
     world = World()
     world.backend("n", "m", loaded=("m",))
     world.ask("r1")
-    found = again(world.router).why("r1")  # type: ignore[arg-type]
+    router = again(world.router)
+    found = router.why(RequestId("r1"))
     assert found is not None
     assert found.decisions == []
+    router.handle(AttemptEnded(request_id=RequestId("r1"), failure=Failure.DIED), Instant(world.now))
+    found = router.why(RequestId("r1"))
+    assert found is not None
+    assert [decision.outcome.partition(":")[0] for decision in found.decisions] == ["refused"], "what is decided from now on is known"
 
 
 def test_plain_values_come_back_as_they_were() -> None:
