@@ -1,7 +1,9 @@
 """The router's speed against plain nginx and against a node itself, and its bars. Knows no program, only the ports they listen on.
 
-All sides of a comparison take turns within one run, round by round; ratios are formed within a round, and their medians count: other work
-on the machine then hits all of them alike. A ratio says something on any machine; absolute figures only beside the direct ones.
+All sides of a comparison take turns within one run, round by round, there and back; ratios are formed within a round, and their medians
+count: other work on the machine then hits all of them alike. Turns are short where they may be, for the speed of a shared machine changes
+within seconds, and nobody's turn begins before the history of the one before is written. A ratio says something on any machine; absolute
+figures only beside the direct ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +36,8 @@ class Kind(msgspec.Struct, frozen=True):
     title: str
     model: str
     connections: int
+    is_slow: bool = False
+    """One request takes a good part of a second, so turns are as long as asked for; else a second, and as many more."""
 
 
 KINDS = (
@@ -41,7 +45,7 @@ KINDS = (
     Kind("alone", "Small answers, not streamed, 1 connection", SMALL, 1),
     Kind("stream", f"Streams of {CHUNKS} lines, each sent by itself, 32 connections", STREAM, 32),
     Kind("burst", f"Streams of {CHUNKS} lines, ten to a packet, 32 connections", BURST, 32),
-    Kind("paced", f"Streams of {CHUNKS} lines, one each 2 ms, 64 connections", PACED, 64),
+    Kind("paced", f"Streams of {CHUNKS} lines, one each 2 ms, 64 connections", PACED, 64, is_slow=True),
 )
 
 
@@ -80,12 +84,15 @@ def compare(on: Stage, place: Path, kind: Kind, *, seconds: int, rounds: int, si
     found: dict[str, list[Load]] = {name: [] for name in taken}
     for name in taken:
         wrk(place, on.sides[name].ports[kind.model], kind.model, connections=kind.connections, seconds=1)  # connections, learned speeds
-    for _ in range(rounds):
-        for name in taken:
+    turn_s, turns = (seconds, rounds) if kind.is_slow else (1, seconds * rounds)
+    for number in range(turns):
+        for name in taken if number % 2 == 0 else reversed(taken):
             side = on.sides[name]
             found[name].append(
-                wrk(place, side.ports[kind.model], kind.model, connections=kind.connections, seconds=seconds, asked=side.children)
+                wrk(place, side.ports[kind.model], kind.model, connections=kind.connections, seconds=turn_s, asked=side.children)
             )
+            if side.behind is not None:
+                side.behind.wait_written()
     return Compared(kind, found)
 
 
@@ -144,7 +151,8 @@ def section(found: Speed) -> str:
         " `worker_processes 2`, upstream `keepalive 64`, HTTP/1.1 and no access log, and for streams `proxy_buffering off`, without which"
         " it holds lines back. *embedded* is the coordinator's own port, *nginx edge* is nginx with the coordinator choosing; *history*:"
         " with it on, else off; *gateways*: through an agent's gateway before each node, on the same cores, history on.",
-        f"The sides take turns, {found.rounds} rounds of {found.seconds} s each; figures are medians, ratios are formed within a round."
+        f"The sides take turns, {found.seconds * found.rounds} rounds of 1 s each ({found.rounds} of {found.seconds} s for streams with a"
+        " line each 2 ms), there and back; figures are medians, ratios are formed within a round."
         " *CPU* is what the side's own processes took for one request, *coordinator* the coordinator's part of that.",
     ]
     for compared in found.compared:

@@ -71,6 +71,13 @@ class Coordinator:
                 return left
             time.sleep(0.2)
 
+    def wait_written(self, *, within_s: float = 10.0) -> None:
+        """Until no more of history is written; so long at most."""
+        deadline, before = time.monotonic() + within_s, -1.0
+        while (written := self.metrics().get("ollama_router_history_records_total", 0.0)) != before and time.monotonic() < deadline:
+            before = written
+            time.sleep(0.15)  # records are sent every tenth of a second
+
 
 @contextmanager
 def coordinator(place: Path, name: str, backends: Mapping[str, int], *, history: bool, **environ: str) -> Iterator[Coordinator]:
