@@ -35,7 +35,7 @@ from core.registry import Agent, Registry
 from core.requests import BUSY_TEXT, Kind, Phase, Request, gave_up, not_found
 from core.scoring import MANY, Choice, Load, Strategy, best_first, some_best
 from core.units import MICROS_PER_S, AgentId, Instant, LeaseId, Micros, ModelKey, RequestId
-from core.views import Candidate, Decision
+from core.views import Candidate, Decision, Explanation
 from core.warm import Glance, Row
 
 RETRY_AFTER_MAX_S: Final = 60
@@ -236,19 +236,27 @@ class Dispatcher(Part):
 
     # ------------------------------------------------------------ for showing
 
-    def decisions(self, request_id: RequestId) -> tuple[str | None, list[Decision], list[float | None]] | None:
-        """The model of a recent request, what was decided about it, and its `started`; None when it is not known (any more)."""
+    def explanation(self, request_id: RequestId) -> Explanation | None:
+        """Why a recent request went where it went; None when it is not known (any more)."""
         known = self._explained.get(request_id)
         if known is None:
             return None
-        started = [known.expected_ms, known.observed_ms] if known.has_started else []
-        return known.model, [self._readable(raw) for raw in known.made()], started
+        predicted, observed = known.expected_ms, known.observed_ms
+        return Explanation(
+            request_id=request_id,
+            model=known.model,
+            strategy=self._config.strategy,
+            decisions=[self._readable(raw) for raw in known.made()],
+            predicted_start_ms=predicted,
+            observed_start_ms=observed,
+            start_error_ms=None if predicted is None or observed is None else observed - predicted,
+        )
 
     def started(self, request: Request, record: Record) -> None:
         """Keep with the request when it was expected to start, and when it did (ms since it came)."""
         known = self._explained.get(request.id)
         if known is not None:
-            known.expected_ms, known.observed_ms, known.has_started = request.predicted_ms, record.observed_start_ms, True
+            known.expected_ms, known.observed_ms = request.predicted_ms, record.observed_start_ms
 
     def explained(self, request_id: RequestId) -> bool:
         """Whether it is one of the recent requests."""

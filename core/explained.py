@@ -24,7 +24,7 @@ class Explained:
     """Of one request: its model, decisions, and when it was expected to start and did (ms since it came). The first decision, mostly the
     only one, has no object of its own."""
 
-    __slots__ = ("after_s", "chosen", "expected_ms", "has_started", "later", "model", "observed_ms", "out", "outcome", "rows")
+    __slots__ = ("after_s", "chosen", "expected_ms", "later", "model", "observed_ms", "out", "outcome", "rows")
 
     def __init__(
         self,
@@ -44,7 +44,6 @@ class Explained:
         self.out = out
         self.later: tuple[Raw, ...] | None = None
         """Decisions after the first one."""
-        self.has_started = False
         self.expected_ms: float | None = None
         self.observed_ms: float | None = None
 

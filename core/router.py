@@ -258,20 +258,12 @@ class Router(Part):
 
     def why(self, request_id: RequestId) -> Explanation | None:
         """Why one of the last `explain_ring` requests went where it went; None when it is not one of them."""
-        decisions = self._dispatcher.decisions(request_id)
-        if decisions is None:
-            return None
-        model, made, started = decisions
-        predicted, observed = started or (None, None)
-        return Explanation(
-            request_id=request_id,
-            model=model,
-            strategy=self._config.strategy,
-            decisions=made,
-            predicted_start_ms=predicted,
-            observed_start_ms=observed,
-            start_error_ms=None if predicted is None or observed is None else observed - predicted,
-        )
+        return self._dispatcher.explanation(request_id)
+
+    @property
+    def someone_waits(self) -> bool:
+        """Whether a request waits for a node."""
+        return bool(self._queue.waiters)
 
     def statistics(self) -> Statistics:
         """The router in numbers."""

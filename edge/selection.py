@@ -250,7 +250,6 @@ class Selection:
         self._ways: dict[Upstream, _Way | None] = {}
         self._heads: dict[bytes, _Head] = {}
         self._conns: dict[int, _Connection] = {}
-        self._others: dict[int, Callable[[], None]] = {}
         self.decided = 0
         """Requests that nginx was given a node for."""
         self.handed_over = 0
@@ -260,32 +259,24 @@ class Selection:
         """Of nginx, now."""
         return len(self._conns)
 
-    def also_read(self, sock: socket.socket, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever `sock` is readable; before `run`."""
-        self._others[sock.fileno()] = ready
-
     # ------------------------------------------------------------ the loop
 
     async def run(self, listening: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve a listening, non-blocking socket until cancelled."""
         epoll = select.epoll()
-        accepts = listening.fileno()
-        self._others[accepts] = lambda: self._accept(listening, epoll)
         try:
-            for fd in self._others:
-                epoll.register(fd, _READ)
+            epoll.register(listening.fileno(), _READ)
             task_status.started()
-            await self._serve(epoll)
+            await self._serve(listening, epoll)
         finally:
             epoll.close()
             for conn in self._conns.values():
                 conn.sock.close()
             self._conns.clear()
-            del self._others[accepts]
 
-    async def _serve(self, epoll: "select.epoll") -> None:
-        conns, others, now = self._conns, self._others, time.perf_counter
-        fd = epoll.fileno()
+    async def _serve(self, listening: socket.socket, epoll: "select.epoll") -> None:
+        conns, tally, now = self._conns, self._tally, time.perf_counter
+        fd, accepts = epoll.fileno(), listening.fileno()
         until = now() + TURN_S
         while True:
             events = epoll.poll(0, EVENTS_MAX)
@@ -293,12 +284,13 @@ class Selection:
                 await wait_readable(fd)
                 until = now() + TURN_S
                 continue
-            for ready, _ in events:
-                if (other := others.get(ready)) is not None:
-                    other()  # endings make room for who asks, so they come first
+            if tally is not None:
+                tally.drain()  # endings make room for who asks, so they come first
             for ready, mask in events:  # all of them, whoever asks again meanwhile
                 conn = conns.get(ready)
-                if conn is not None:
+                if ready == accepts:
+                    self._accept(listening, epoll)
+                elif conn is not None:
                     self._ready(conn, mask)
                     if now() > until:
                         await checkpoint()

@@ -9,8 +9,10 @@ line or a report that is lost changes nothing but when the end is known; what no
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
+
+import trio
 
 from core.events import Ending, Failure, Freed, Settled, Usage
 from core.leases import Expiry
@@ -28,6 +30,9 @@ RECEIVE_BUFFER_BYTES: Final = 8 << 20
 DATAGRAM_MAX_BYTES: Final = 4096
 READS_IN_A_ROW: Final = 64
 """Datagrams that are read in one step: about a millisecond."""
+
+TOGETHER_S: Final = 0.002
+"""How long a line may lie unread when nobody waits for a node: its times say when it was."""
 
 CLIENT_LEFT: Final = 499
 LINE_FIELDS: Final = 6
@@ -197,21 +202,34 @@ class Tally:
     # ------------------------------------------------------------ nginx's lines
 
     def listen(self, sock: socket.socket) -> None:
-        """Lines will come to this non-blocking socket; call `drain` when it is readable."""
+        """Lines will come to this non-blocking socket: `keep_reading`, or call `drain` now and then."""
         self._sock = sock
 
-    def drain(self) -> None:
-        """Take the datagrams that are there, some at a time."""
+    def drain(self) -> bool:
+        """Take the datagrams that are there, some at a time; whether there may be more."""
         sock = self._sock
         if sock is None:
-            return
+            return False
         self._named = None
         for _ in range(READS_IN_A_ROW):
             try:
                 data = sock.recv(DATAGRAM_MAX_BYTES)
             except OSError:
-                return
+                return False
             self.take(data)
+        return True
+
+    async def keep_reading(self, someone_waits: Callable[[], bool]) -> None:
+        """Take what comes, until cancelled; `TOGETHER_S` later as long as nobody waits for a node. To be woken for a line takes as long as
+        to take three of them, and the selection calls `drain` before it decides anything meanwhile."""
+        sock = self._sock
+        assert sock is not None, "nothing to read"
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            if not someone_waits():
+                await trio.sleep(TOGETHER_S)
+            while self.drain():
+                await trio.lowlevel.checkpoint()
 
     def take(self, data: bytes) -> None:
         """One datagram."""

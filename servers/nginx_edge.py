@@ -176,7 +176,7 @@ class NginxEdge:
             host, port = sockets.tally.getsockname()[:2]
             self._told = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             self.tally.listen(sockets.tally)
-            self.selection.also_read(sockets.tally, self.tally.drain)
+            nursery.start_soon(self.tally.keep_reading, self._someone_waits)
             await nursery.start(self.selection.run, sockets.selection)
             task_status.started()
             try:
@@ -188,6 +188,9 @@ class NginxEdge:
                     self._count_all()
             finally:
                 self.handover.close()
+
+    def _someone_waits(self) -> bool:
+        return self._driver.router.someone_waits
 
     def _count_all(self) -> None:
         """Bring the metrics up to what was counted where it happened."""

@@ -27,6 +27,6 @@ def test_the_first_decision_may_come_later() -> None:
     assert known.made() == [decision(0), decision(1), decision(2)]
 
 
-def test_when_it_started_is_told_apart_from_nothing_known() -> None:
+def test_when_it_started_is_not_known_before_it_is_told() -> None:
     known = Explained()
-    assert (known.has_started, known.expected_ms, known.observed_ms) == (False, None, None)
+    assert (known.expected_ms, known.observed_ms) == (None, None)

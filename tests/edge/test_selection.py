@@ -3,7 +3,7 @@
 import json
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,12 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def an_endpoint(
-    *script: Any, also: tuple[socket.socket, Callable[[], None]] | None = None, **more: Any
-) -> AsyncIterator[tuple[Endpoint, Selector]]:
+async def an_endpoint(*script: Any, tally: socket.socket | None = None, **more: Any) -> AsyncIterator[tuple[Endpoint, Selector]]:
     with tempfile.TemporaryDirectory() as place:
         endpoint = Endpoint(Path(place) / "s", **more)
         endpoint.router.script += script
-        if also is not None:
-            endpoint.selection.also_read(*also)
+        if tally is not None:
+            endpoint.tally.listen(tally)
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(endpoint.path))
             listening.listen()
@@ -423,16 +421,17 @@ async def test_who_asks_again_at_once_does_not_keep_the_others_waiting(monkeypat
 async def test_endings_are_read_before_who_asks_is_answered() -> None:
     tells, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with tells, told:
-        order: list[str] = []
-        async with an_endpoint(also=(told, lambda: order.append(told.recv(10).decode()))) as (endpoint, _):
-            endpoint.rules.gated = order
+        told.setblocking(False)
+        async with an_endpoint(tally=told) as (endpoint, _):
+            order = endpoint.rules.gated
+            endpoint.tally.take = lambda data: order.append(data.decode())  # type: ignore[method-assign]
             body = json.dumps(CHAT).encode()
             asks = f"POST {PATH} HTTP/1.1\r\nHost: s\r\nX-Peer: stranger\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
             with socket.socket(socket.AF_UNIX) as line:
                 line.connect(str(endpoint.path))
                 await wait_until(lambda: endpoint.selection.connections == 2, what="the connection")
-                line.send(asks)
                 tells.send(b"an ending")
+                line.send(asks)
                 await wait_until(lambda: len(order) == 2, what="both")
         assert order == ["an ending", "stranger"]
 

@@ -3,6 +3,8 @@
 import socket
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,7 @@ from core.events import Ending, Failure, Route
 from core.messages import EndingReport
 from core.units import AgentId, LeaseId, RequestId
 from edge.handover import Carried, Handover
-from edge.tally import DIRECT_MAX_S, REPORT_WITHIN_S, Seen, Tally, _read_any, _read_common, read_line
+from edge.tally import DIRECT_MAX_S, READS_IN_A_ROW, REPORT_WITHIN_S, TOGETHER_S, Seen, Tally, _read_any, _read_common, read_line
 from tests.edge.nginx_parts import ScriptedRouter
 
 GOOD = b"<190>Jan  1 00:00:00 nginx: r/1 200 321 0.100 0.200 OK"
@@ -116,6 +118,43 @@ def test_lines_are_read_from_their_socket_until_there_are_no_more() -> None:
             nginxs.send(line)
         parts.tally.drain()
     assert (parts.tally.unreadable, parts.tally.unknown, parts.endings()) == (1, 1, [("r", "success")])
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_lines_are_read_together_unless_somebody_waits_for_a_node(waits: bool, mock_clock: trio.testing.MockClock) -> None:
+    parts = Parts()
+    ours, nginxs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, nginxs:
+        ours.setblocking(False)
+        parts.tally.listen(ours)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.tally.keep_reading, lambda: waits)
+            for number in range(3):
+                parts.out("r", direct=True)
+                nginxs.send(GOOD)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(parts.endings()) == number + waits
+                mock_clock.jump(TOGETHER_S)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(parts.endings()) == number + 1
+            nursery.cancel_scope.cancel()
+
+
+async def test_more_lines_than_are_read_in_a_row_are_read_all_the_same(mock_clock: trio.testing.MockClock) -> None:
+    parts, lines = Parts(), 2 * READS_IN_A_ROW + 3
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nginxs:
+        ours.bind(("127.0.0.1", 0))
+        ours.setblocking(False)
+        nginxs.connect(ours.getsockname())
+        parts.tally.listen(ours)
+        for number in range(lines):
+            parts.out(f"s{number}", direct=True)
+            nginxs.send(GOOD.replace(b"r/1", f"s{number}/1".encode()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.tally.keep_reading, lambda: True)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert len(parts.endings()) == lines
 
 
 # ---------------------------------------------------------------- nodes with a gateway
