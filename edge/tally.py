@@ -194,6 +194,7 @@ class Tally:
         self._named: dict[bytes, Carried] | None = None
         """All that nginx carries now, by connection, while cuts are read."""
         self._sock: socket.socket | None = None
+        self.together_s = TOGETHER_S
         self.unreadable = 0
         """Datagrams that were no lines of nginx's."""
         self.unknown = 0
@@ -220,14 +221,14 @@ class Tally:
         return True
 
     async def keep_reading(self, someone_waits: Callable[[], bool]) -> None:
-        """Take what comes, until cancelled; `TOGETHER_S` later as long as nobody waits for a node. To be woken for a line takes as long as
+        """Take what comes, until cancelled; `together_s` later as long as nobody waits for a node. To be woken for a line takes as long as
         to take three of them, and the selection calls `drain` before it decides anything meanwhile."""
         sock = self._sock
         assert sock is not None, "nothing to read"
         while True:
             await trio.lowlevel.wait_readable(sock)
             if not someone_waits():
-                await trio.sleep(TOGETHER_S)
+                await trio.sleep(self.together_s)
             while self.drain():
                 await trio.lowlevel.checkpoint()
 
