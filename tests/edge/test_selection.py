@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.aliases import Aliases
-from core.events import Ending, Forward, Refuse, RequestCame, RequestEffect, Upstream, Wait
-from core.units import RequestId
+from core.events import Ending, Forward, Refuse, RequestCame, RequestEffect, Route, Upstream, Wait
+from core.units import LeaseId, RequestId
 from edge import selection
 from edge.denied import Denied
-from edge.handover import Handover
+from edge.handover import Carried, Handover
 from edge.selection import BODY_MAX_BYTES, HEAD_MAX_BYTES, Asked, NodeRow, Nodes, Selection, _rest_of_head, group_of, reachable
 from edge.tally import Tally
 from tests.edge.nginx_parts import ScriptedRouter, forward_to
@@ -423,17 +423,24 @@ async def test_endings_are_read_before_who_asks_is_answered() -> None:
     with tells, told:
         told.setblocking(False)
         async with an_endpoint(tally=told) as (endpoint, _):
-            order = endpoint.rules.gated
-            endpoint.tally.take = lambda data: order.append(data.decode())  # type: ignore[method-assign]
+
+            class Gated(list[str]):
+                def append(self, peer: str) -> None:
+                    super().append(f"{peer} after {len(endpoint.router.settled())} endings")
+
+            endpoint.rules.gated = order = Gated()
+            before = Carried(RequestId("before"), route=Route.CHAT, stream=True)
+            before.lease_id, before.direct = LeaseId("before/1"), True
+            endpoint.handover.add(before)
             body = json.dumps(CHAT).encode()
             asks = f"POST {PATH} HTTP/1.1\r\nHost: s\r\nX-Peer: stranger\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
             with socket.socket(socket.AF_UNIX) as line:
                 line.connect(str(endpoint.path))
                 await wait_until(lambda: endpoint.selection.connections == 2, what="the connection")
-                tells.send(b"an ending")
+                tells.send(b"<190>Jan  1 00:00:00 router: before/1 200 321 0.100 0.200 OK")
                 line.send(asks)
-                await wait_until(lambda: len(order) == 2, what="both")
-        assert order == ["an ending", "stranger"]
+                await wait_until(lambda: order, what="the question")
+        assert order == ["stranger after 1 endings"]
 
 
 def test_groups_are_what_both_sides_make_of_an_address() -> None:
