@@ -275,7 +275,7 @@ class Selection:
             self._conns.clear()
 
     async def _serve(self, listening: socket.socket, epoll: "select.epoll") -> None:
-        conns, tally, now = self._conns, self._tally, time.perf_counter
+        conns, tally, table, now = self._conns, self._tally, self._handover.table, time.perf_counter
         fd, accepts = epoll.fileno(), listening.fileno()
         until = now() + TURN_S
         while True:
@@ -284,7 +284,7 @@ class Selection:
                 await wait_readable(fd)
                 until = now() + TURN_S
                 continue
-            if tally is not None:
+            if tally is not None and table:
                 tally.drain()  # endings make room for who asks, so they come first
             for ready, mask in events:  # all of them, whoever asks again meanwhile
                 conn = conns.get(ready)

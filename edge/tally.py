@@ -33,6 +33,8 @@ READS_IN_A_ROW: Final = 64
 
 TOGETHER_S: Final = 0.002
 """How long a line may lie unread when nobody waits for a node: its times say when it was."""
+FEW: Final = 4
+"""Requests that nginx carries. With no more, there is time to read a line before the next question, which need not wait for that then."""
 
 CLIENT_LEFT: Final = 499
 LINE_FIELDS: Final = 6
@@ -221,13 +223,13 @@ class Tally:
         return True
 
     async def keep_reading(self, someone_waits: Callable[[], bool]) -> None:
-        """Take what comes, until cancelled; `together_s` later as long as nobody waits for a node. To be woken for a line takes as long as
-        to take three of them, and the selection calls `drain` before it decides anything meanwhile."""
+        """Take what comes, until cancelled; `together_s` later while nobody waits for a node and more than a `FEW` requests are carried.
+        To be woken for a line takes as long as to take three of them, and the selection calls `drain` before it decides meanwhile."""
         sock = self._sock
         assert sock is not None, "nothing to read"
         while True:
             await trio.lowlevel.wait_readable(sock)
-            if not someone_waits():
+            if len(self._handover.table) > FEW and not someone_waits():
                 await trio.sleep(self.together_s)
             while self.drain():
                 await trio.lowlevel.checkpoint()

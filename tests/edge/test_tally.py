@@ -12,7 +12,7 @@ from core.events import Ending, Failure, Route
 from core.messages import EndingReport
 from core.units import AgentId, LeaseId, RequestId
 from edge.handover import Carried, Handover
-from edge.tally import DIRECT_MAX_S, READS_IN_A_ROW, REPORT_WITHIN_S, TOGETHER_S, Seen, Tally, _read_any, _read_common, read_line
+from edge.tally import DIRECT_MAX_S, FEW, READS_IN_A_ROW, REPORT_WITHIN_S, TOGETHER_S, Seen, Tally, _read_any, _read_common, read_line
 from tests.edge.nginx_parts import ScriptedRouter
 
 GOOD = b"<190>Jan  1 00:00:00 nginx: r/1 200 321 0.100 0.200 OK"
@@ -120,9 +120,13 @@ def test_lines_are_read_from_their_socket_until_there_are_no_more() -> None:
     assert (parts.tally.unreadable, parts.tally.unknown, parts.endings()) == (1, 1, [("r", "success")])
 
 
-@pytest.mark.parametrize("waits", [False, True])
-async def test_lines_are_read_together_unless_somebody_waits_for_a_node(waits: bool, mock_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize(("waits", "others", "at_once"), [(False, FEW, False), (True, FEW, True), (False, FEW - 1, True)])
+async def test_lines_are_read_together_unless_somebody_waits_for_a_node_or_few_are_carried(
+    waits: bool, others: int, at_once: bool, mock_clock: trio.testing.MockClock
+) -> None:
     parts = Parts()
+    for number in range(others):
+        parts.out(f"other-{number}", direct=True)
     ours, nginxs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, nginxs:
         ours.setblocking(False)
@@ -133,7 +137,7 @@ async def test_lines_are_read_together_unless_somebody_waits_for_a_node(waits: b
                 parts.out("r", direct=True)
                 nginxs.send(GOOD)
                 await trio.testing.wait_all_tasks_blocked()
-                assert len(parts.endings()) == number + waits
+                assert len(parts.endings()) == number + at_once
                 mock_clock.jump(TOGETHER_S)
                 await trio.testing.wait_all_tasks_blocked()
                 assert len(parts.endings()) == number + 1
