@@ -354,15 +354,6 @@ class Selection:
                 if answer is not None:
                     conn.send(answer, granted)
                 return
-        end = data.find(b"\r\n\r\n") + 4
-        if end > 3:  # one request, and nothing else
-            head, connection, length = self._read_head(conn, data, end)
-            if length <= BODY_MAX_BYTES and len(data) == end + length:
-                conn.data = b""
-                answer = self._decide(conn, head, connection, data[end:], granted)
-                if answer is not None:
-                    conn.send(answer, granted)
-                return
         out: list[bytes] = []
         try:
             while data:

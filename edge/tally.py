@@ -41,12 +41,13 @@ LINE_FIELDS: Final = 6
 STAMP_BYTES: Final = len(b"<190>Jan  1 00:00:00 router: ")
 """What stands before the commonest line."""
 REQUEST_ID_LETTERS: Final = 36
-COMMON_MIN_BYTES: Final = STAMP_BYTES + REQUEST_ID_LETTERS
+"""Of a lease's id, before the slash and the number of the attempt."""
 STATUS_DIGITS: Final = 3
 DIGITS_MAX: Final = 18
 SECONDS_DIGITS_MAX: Final = 11
 _SPACE: Final = 0x20
 _POINT: Final = 0x2E
+_SLASH: Final = 0x2F
 _ENDS: Final = (b" OK", b" OK\n", b" ")
 
 _CUT: Final = re.compile(
@@ -84,11 +85,6 @@ class Seen:
     def __repr__(self) -> str:
         return f"Seen{self._told()}"
 
-    @property
-    def well(self) -> bool:
-        """A good answer went through whole."""
-        return self.completed and 200 <= self.status < 300
-
     def _told(self) -> tuple[str, int, int, float | None, float | None, bool]:
         return self.lease_id, self.status, self.body_bytes, self.ttft_ms, self.duration_ms, self.completed
 
@@ -105,10 +101,9 @@ def read_line(data: bytes) -> Seen | None:
 
 def _read_common(data: bytes) -> Seen | None:
     """The commonest line: about one node, after the selection, which nginx counts as asked too. None: any other."""
-    size = len(data)
-    if size < COMMON_MIN_BYTES or data[STAMP_BYTES - 2 : STAMP_BYTES] != b": ":
+    size, at = len(data), STAMP_BYTES + REQUEST_ID_LETTERS
+    if not _is(data, at, _SLASH) or data[STAMP_BYTES - 2 : STAMP_BYTES] != b": ":
         return None
-    at = STAMP_BYTES + REQUEST_ID_LETTERS  # there stands the slash before the number of the attempt
     while at < size and data[at] != _SPACE:
         at += 1
     try:

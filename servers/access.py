@@ -140,8 +140,8 @@ class Access:
         return _refused(self.keys.judge_model(client[len(KEYED) :], model, told_once=told_once))
 
     def spent(self, record: Record) -> None:
-        """A request is over: what it used counts for its API key."""
-        if record.client.startswith(KEYED) and (usage := record.usage) is not None:
+        """A request that came with an API key is over: what it used counts for that."""
+        if (usage := record.usage) is not None:
             key_id = record.client[len(KEYED) :]
             self.keys.spend(key_id, prompt_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens, now=clock.unix_ms())
 
