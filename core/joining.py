@@ -107,72 +107,66 @@ class _Line(msgspec.Struct):
     logprobs: list[Any] | None = None
 
 
-_decode_line: Final = msgspec.json.Decoder(_Line).decode
+_lines: Final = msgspec.json.Decoder(_Line)
 
 
 def _native(stream: bytes) -> Json:
     lines = [line for line in stream.split(b"\n", LINES_MAX)[:LINES_MAX] if line.startswith(b"{")]
-    whole: Json = {}
     last: Json | None = None
     while lines and last is None:  # the last may be cut
         last = _object(lines.pop())
     if last is None:
         return {}
-    top, inner = _Texts(), _Texts()
-    calls: list[Any] = []
-    logprobs: list[Any] = []
-    message: Json = {}
-    for number, line in enumerate(lines):
+    first = (_object(lines[0]) or {}) if lines else {}
+    message = {**_dict(first.get("message")), **_dict(last.get("message"))}
+    return _put_together({**first, **last}, message, [*_read(lines), _as_line(last)])
+
+
+def _read(lines: list[bytes]) -> list[_Line]:
+    """What can be read of them; all at once where they are as a node sends them."""
+    try:
+        return _lines.decode_lines(b"\n".join(lines))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    found = []
+    for line in lines:
         try:
-            if number == 0:
-                first = _object(line) or {}
-                message.update(_dict(first.get("message")))
-                whole.update(first)
-            _take(_decode_line(line), top, inner, calls, logprobs)
+            found.append(_lines.decode(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
-    said = _dict(last.get("message"))
-    message.update(said)
-    whole.update(last)
-    _take(_as_line(last, said), top, inner, calls, logprobs)
-    return _put_together(whole, message, top, inner, calls, logprobs)
+    return found
 
 
-def _as_line(last: Json, said: Json) -> _Line:
+def _as_line(last: Json) -> _Line:
     """The last line, which may be an error or anything else, as far as it adds something."""
+    said = _dict(last.get("message"))
     inner = _Said(_text(said.get("content")), _text(said.get("thinking")), _list(said.get("tool_calls")))
     lists = _list(last.get("tool_calls")), _list(last.get("logprobs"))
     return _Line(inner, _text(last.get("response")), _text(last.get("thinking")), *lists)
 
 
-def _take(line: _Line, top: "_Texts", inner: "_Texts", calls: list[Any], logprobs: list[Any]) -> None:
-    said = line.message
-    if said is not None:
-        inner.add("content", said.content)
-        inner.add("thinking", said.thinking)
-        if said.tool_calls:
-            calls += said.tool_calls
-    top.add("response", line.response)
-    top.add("thinking", line.thinking)
-    if line.tool_calls:
-        calls += line.tool_calls
-    if line.logprobs:
-        logprobs += line.logprobs
-
-
-def _put_together(whole: Json, message: Json, top: "_Texts", inner: "_Texts", calls: list[Any], logprobs: list[Any]) -> Json:
-    for name in ("message", "response", "thinking", "tool_calls", "logprobs"):
+def _put_together(whole: Json, message: Json, lines: list[_Line]) -> Json:
+    """What the first and the last line say, with what all of them add; `lines` are gone through once for each text, which is quickest."""
+    said = [line.message for line in lines if line.message is not None]
+    calls = [call for line in lines for one in (line.message, line) if one is not None and one.tool_calls for call in one.tool_calls]
+    added: list[tuple[Json, str, Any]] = [
+        (message, "content", "".join([one.content for one in said])),
+        (message, "thinking", "".join([one.thinking for one in said])),
+        (whole, "response", "".join([line.response for line in lines])),
+        (whole, "thinking", "".join([line.thinking for line in lines])),
+        (whole, "logprobs", [one for line in lines if line.logprobs for one in line.logprobs]),
+    ]
+    for name in ("message", "tool_calls"):
         whole.pop(name, None)
-    for name in ("content", "thinking", "tool_calls"):
-        message.pop(name, None)
-    top.put(whole)
-    inner.put(message)
+    message.pop("tool_calls", None)
+    for into, name, value in added:
+        into.pop(name, None)
+        if value:
+            into[name] = value
     if calls:
-        (message if message else whole)["tool_calls"] = calls
+        (message or whole)["tool_calls"] = calls
     if message:
         whole["message"] = message
-    if logprobs:
-        whole["logprobs"] = logprobs
     return whole
 
 
