@@ -17,7 +17,8 @@ from edge.wire_client import UpstreamConnection
 from edge.wire_watch import NEVER, Watch
 
 DIAL_LIMIT_S: Final = 3.0
-IDLE_MAX: Final = 64
+IDLE_MAX: Final = 512
+"""Of one node. A thousand clients leave hundreds idle for an instant, again and again: with fewer kept, most requests would dial anew."""
 IDLE_S: Final = 60.0
 KEEPALIVE_IDLE_S: Final = 15
 """A connection that is silent for so long is asked whether the other end is there: a machine that lost its power and booted again says so
