@@ -1,9 +1,9 @@
 """The router's speed against plain nginx and against a node itself, and its bars. Knows no program, only the ports they listen on.
 
-All sides of a comparison take turns within one run, round by round, there and back; ratios are formed within a round, and their medians
-count: other work on the machine then hits all of them alike. Turns are short where they may be, for the speed of a shared machine changes
-within seconds, and nobody's turn begins before the history of the one before is written. A ratio says something on any machine; absolute
-figures only beside the direct ones.
+All sides of a comparison take turns within one run, there and back; ratios are formed within a turn, and their medians count: other work on
+the machine then hits all of them alike. A round begins with new processes. Turns are short where they may be, for the speed of a shared
+machine changes within seconds, and nobody's turn begins before the history of the one before is written. A ratio says something on any
+machine; absolute figures only beside the direct ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -97,18 +97,26 @@ def compare(on: Stage, place: Path, kind: Kind, *, seconds: int, rounds: int, si
 
 
 def run(place: Path, *, seconds: int, rounds: int, say: Callable[[str], None]) -> Speed:
-    """Every load on every side; about `(seconds * rounds + 1) * 40` seconds."""
-    compared = []
-    with stage(place, ALL) as on:
-        for kind in KINDS:
-            say(kind.title)
-            compared.append(compare(on, place, kind, seconds=seconds, rounds=rounds))
-        history = {
-            name: {key: side.behind.metrics().get(key, 0.0) for key in ("ollama_router_history_records_total", *DROPS)}
-            for name, side in on.sides.items()
-            if side.behind is not None and name == EMBEDDED_ON
-        }
-    return Speed(seconds, rounds, compared, history)
+    """Every load on every side; about `rounds * (seconds + 2) * 40` seconds.
+
+    Each round has its own processes: how the memory of one happens to lie is worth some 6 % of what it does, for as long as it lives.
+    """
+    compared = {kind.name: Compared(kind, {}) for kind in KINDS}
+    history: dict[str, dict[str, float]] = {}
+    for number in range(1, rounds + 1):
+        where = place / f"round-{number}"
+        where.mkdir(mode=0o755)  # nginx's workers are somebody else
+        with stage(where, ALL) as on:
+            for kind in KINDS:
+                say(f"round {number} of {rounds}: {kind.title}")
+                for side, loads in compare(on, where, kind, seconds=seconds, rounds=1).rounds.items():
+                    compared[kind.name].rounds.setdefault(side, []).extend(loads)
+            kept = on.sides.get(EMBEDDED_ON)
+            if kept is not None and kept.behind is not None:
+                told, counts = kept.behind.metrics(), history.setdefault(EMBEDDED_ON, {})
+                for key in ("ollama_router_history_records_total", *DROPS):
+                    counts[key] = counts.get(key, 0.0) + told.get(key, 0.0)
+    return Speed(seconds, rounds, list(compared.values()), history)
 
 
 def misses(found: Speed) -> list[str]:
@@ -151,8 +159,9 @@ def section(found: Speed) -> str:
         " `worker_processes 2`, upstream `keepalive 64`, HTTP/1.1 and no access log, and for streams `proxy_buffering off`, without which"
         " it holds lines back. *embedded* is the coordinator's own port, *nginx edge* is nginx with the coordinator choosing; *history*:"
         " with it on, else off; *gateways*: through an agent's gateway before each node, on the same cores, history on.",
-        f"The sides take turns, {found.seconds * found.rounds} rounds of 1 s each ({found.rounds} of {found.seconds} s for streams with a"
-        " line each 2 ms), there and back; figures are medians, ratios are formed within a round."
+        f"{found.rounds} times everything is started anew, and the sides take turns, there and back: {found.seconds * found.rounds} of"
+        f" 1 s each in all ({found.rounds} of {found.seconds} s for streams with a line each 2 ms). Figures are medians, ratios are formed"
+        " within a turn."
         " *CPU* is what the side's own processes took for one request, *coordinator* the coordinator's part of that.",
     ]
     for compared in found.compared:
