@@ -78,15 +78,15 @@ class Speed(msgspec.Struct):
     """By side with history: records written, and what was dropped."""
 
 
-def compare(on: Stage, place: Path, kind: Kind, *, seconds: int, rounds: int, sides: Sequence[str] = ALL) -> Compared:
-    """The same load on all sides in turn."""
+def compare(on: Stage, place: Path, kind: Kind, *, seconds: int, rounds: int, sides: Sequence[str] = ALL, back: bool = False) -> Compared:
+    """The same load on all sides in turn; `back`: beginning with the last."""
     taken = [name for name in on.sides if name in sides]
     found: dict[str, list[Load]] = {name: [] for name in taken}
     for name in taken:
         wrk(place, on.sides[name].ports[kind.model], kind.model, connections=kind.connections, seconds=1)  # connections, learned speeds
     turn_s, turns = (seconds, rounds) if kind.is_slow else (1, seconds * rounds)
     for number in range(turns):
-        for name in taken if number % 2 == 0 else reversed(taken):
+        for name in taken if (number % 2 == 0) is not back else reversed(taken):
             side = on.sides[name]
             found[name].append(
                 wrk(place, side.ports[kind.model], kind.model, connections=kind.connections, seconds=turn_s, asked=side.children)
@@ -109,7 +109,7 @@ def run(place: Path, *, seconds: int, rounds: int, say: Callable[[str], None]) -
         with stage(where, ALL) as on:
             for kind in KINDS:
                 say(f"round {number} of {rounds}: {kind.title}")
-                for side, loads in compare(on, where, kind, seconds=seconds, rounds=1).rounds.items():
+                for side, loads in compare(on, where, kind, seconds=seconds, rounds=1, back=number % 2 == 0).rounds.items():
                     compared[kind.name].rounds.setdefault(side, []).extend(loads)
             kept = on.sides.get(EMBEDDED_ON)
             if kept is not None and kept.behind is not None:
